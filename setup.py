@@ -3,7 +3,7 @@ import re
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
 
 here = Path(__file__).parent
 cfg = ConfigParser(delimiters=['='])
@@ -18,7 +18,7 @@ setup(
     keywords=s['keywords'], python_requires=f">={s['min_python']}",
     long_description=(here / 'README.md').read_text(encoding='utf8') if (here / 'README.md').exists() else s['description'],
     long_description_content_type='text/markdown',
-    packages=find_packages(include=[lib, f'{lib}.*']), include_package_data=True,
+    packages=find_namespace_packages(include=[lib, f"{lib}.*"]), include_package_data=True,
     package_data={lib: ['assets/*', 'assets/**/*']},
     install_requires=words('requirements'),
     extras_require={'dev': words('dev_requirements') + words('docs_requirements'), 'docs': words('docs_requirements')},
