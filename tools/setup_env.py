@@ -137,8 +137,10 @@ def torch_is_there(choice):
 
 
 def pip(*args):
-    loud = [] if sys.stdout.isatty() else ['-q']
-    code, _ = call([venv_python(), '-m', 'pip', 'install', '--disable-pip-version-check', '--no-input'] + loud + list(args))
+    """pip install; its progress is shown on a terminal, elsewhere only what it says when it fails."""
+    quiet = not sys.stdout.isatty()
+    code, out = call([venv_python(), '-m', 'pip', 'install', '--disable-pip-version-check', '--no-input'] + list(args), quiet=quiet)
+    if code and quiet: sys.stderr.write('\n'.join(out.strip().split('\n')[-30:]) + '\n')
     return code == 0
 
 
