@@ -11,14 +11,14 @@ import zlib
 
 import numpy as np
 
-# %% ../../nbs/core/03_rng.ipynb #0df1ba75
+# %% ../../nbs/core/03_rng.ipynb #4b03efa2
 def rng(
     seed:int, # the run's or data set's seed
     *counters, # integers or strings: epoch, index, purpose ...
 ) -> np.random.Generator: # its own independent stream
     "The random stream that belongs to these counters."
     ints = [int(c) & 0xffffffffffffffff if not isinstance(c, str) else zlib.crc32(c.encode()) + 2**33 for c in (seed, *counters)]
-    key = np.random.SeedSequence(ints).generate_state(2, np.uint64)
+    key = np.random.SeedSequence([len(ints), *ints]).generate_state(2, np.uint64) # the length too: SeedSequence pads with zeros, so (1,) and (1, 0) would coincide
     return np.random.Generator(np.random.Philox(key=key))
 
 # %% ../../nbs/core/03_rng.ipynb #d22d16e4
