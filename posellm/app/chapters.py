@@ -116,18 +116,19 @@ def typed(
     raise PoseError('not a value of the right type', file=file, field=param.name, found=value, allowed=param.kind,
                     todo=f'for instance {param.name} {param.default!r}' + (f' ({param.help})' if param.help else ''))
 
-# %% ../../nbs/app/02_chapters.ipynb #865bec25
+# %% ../../nbs/app/02_chapters.ipynb #926cb6d6
 def assign_params(
     chapters:dict, # stem -> path of the chosen chapters
     values:dict, # name -> value as given
     standard:dict=None, # gpu, data, run, resume, force: passed to the chapters that have them, never refused
     file=None, # where the values were read
+    also=(), # other names that could have been meant there
 ) -> dict: # stem -> {name: typed value}
     "What each chapter is given; unknown names are refused with the nearest known one."
     has = {stem: chapter_params(p) for stem, p in chapters.items()}
     known = sorted({n for ps in has.values() for n in ps} - {'run', 'resume', 'force'})
     for name in values:
-        if name not in known: raise unknown('parameter', name, known, file=file)
+        if name not in known: raise unknown('parameter', name, sorted({*known, *also}), file=file)
     both = {**{k: v for k, v in (standard or {}).items() if v is not None}, **values}
     return {stem: {n: typed(ps[n], v, file) for n, v in both.items() if n in ps} for stem, ps in has.items()}
 

@@ -6,7 +6,7 @@
 __all__ = ['resolve_data', 'check_free', 'Plan', 'check_gpu', 'make_plan', 'this_python', 'Relay', 'ChapterError', 'execute',
            'run_chapters']
 
-# %% ../../nbs/app/03_pipeline.ipynb #fb035a61
+# %% ../../nbs/app/03_pipeline.ipynb #ad25eabb
 import os
 import sys
 import time
@@ -16,7 +16,7 @@ from pathlib import Path
 from ..core.errors import PoseError, unknown
 from ..core.paths import root, runs_root
 from ..core.run import check_name, scratch
-from .chapters import assign_params, find_chapters, pick_chapters, read_config
+from .chapters import assign_params, find_chapters, own_keys, pick_chapters, read_config
 
 # %% ../../nbs/app/03_pipeline.ipynb #2c0ea133
 def resolve_data(
@@ -54,7 +54,7 @@ class Plan:
 
     def to_dict(self): return dict(name=self.name, folder=str(self.folder), chapters=[dict(chapter=s, notebook=str(p), parameters=ps) for s, p, ps in self.steps])
 
-# %% ../../nbs/app/03_pipeline.ipynb #2481629a
+# %% ../../nbs/app/03_pipeline.ipynb #94fd3ee8
 def check_gpu(gpu):
     "An unknown preset is refused before a kernel starts."
     if gpu in (None, 'auto'): return
@@ -73,7 +73,7 @@ def make_plan(gpu=None, data=None, name=None, chapters=None, params=None, config
     stems = pick_chapters(own.get('chapters'), known)
     chosen = {s: known[s] for s in stems}
     standard = dict(gpu=own.get('gpu'), data=resolve_data(own.get('data')), run=name, resume=bool(own.get('resume')), force=bool(own.get('force')))
-    assign_params(chosen, from_file, file=config)
+    assign_params(chosen, from_file, file=config, also=own_keys)
     values = assign_params(chosen, {**from_file, **(params or {})}, standard)
     check_gpu(next((v['gpu'] for v in values.values() if 'gpu' in v), None))
     check_free(name, stems, standard['resume'], standard['force'])

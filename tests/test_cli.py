@@ -1,0 +1,165 @@
+"""The command line as a user meets it: in processes of its own, in a small project with quick chapters."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PARAMS = 'gpu: str = "tiny"  # preset\ndata: str = "synth"\nrun: str = "notebook"\nseed: int = 0\nresume: bool = False\nforce: bool = False\n'
+LEAVE = 'from pathlib import Path\nimport os\nd = Path(os.environ["POSELLM_RUNS"])/run/%r\nd.mkdir(parents=True, exist_ok=True)\n(d/"done.txt").write_text(repr((seed, resume, force)))'
+
+
+def chapter(folder, name, *cells, params=PARAMS):
+    code = lambda i, s, **meta: dict(cell_type='code', id=f'cell{i}', metadata=meta, source=s, outputs=[], execution_count=None)
+    nb = dict(cells=[code(0, params, tags=['parameters']), *(code(i + 1, s) for i, s in enumerate(cells))], nbformat=4, nbformat_minor=5,
+              metadata=dict(kernelspec=dict(name='python3', language='python', display_name='python3')))
+    (folder / f'{name}.ipynb').write_text(json.dumps(nb))
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A root with three chapters: two that work and, between them in number, one that fails."""
+    nbs = tmp_path / 'nbs'
+    nbs.mkdir()
+    chapter(nbs, '00_data', 'import sys\nprint("to the log")\nprint("shown", file=sys.stderr)\nprint(sys.executable)', LEAVE % '00_data')
+    chapter(nbs, '01_stage1', 'x = lr', LEAVE % '01_stage1', params=PARAMS + 'lr: float = 1e-3\n')
+    chapter(nbs, '02_bad', 'a = 1', 'b = a\nraise ValueError("the learning rate is <odd>")')
+    chapter(nbs, '06_eval', LEAVE % '06_eval')
+    return tmp_path
+
+
+def environment(project, **more):
+    env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'POSELLM_DEBUG', 'PYTHONPATH')}
+    return dict(env, POSELLM_ROOT=str(project), POSELLM_RUNS=str(project / 'runs'), **more)
+
+
+def posellm(project, *args, **more):
+    return subprocess.run([sys.executable, '-m', 'posellm.app.cli', *map(str, args)], capture_output=True, text=True, cwd=project,
+                          env=environment(project, **more), stdin=subprocess.DEVNULL, timeout=120)
+
+
+def test_help_is_quick_and_light(project):
+    t = time.time()
+    r = posellm(project, '--help')
+    assert r.returncode == 0 and 'run' in r.stdout and time.time() - t < 5
+    code = 'import sys, posellm, posellm.app.cli; print(sorted({"torch", "matplotlib", "cv2", "pycocotools", "papermill", "numpy"} & set(sys.modules)))'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == '[]'
+
+
+@pytest.mark.parametrize('verb', ['run', 'check', 'eval', 'predict'])
+def test_every_verb_has_help_with_an_example_and_json(project, verb):
+    r = posellm(project, verb, '--help')
+    assert r.returncode == 0 and 'Example' in r.stdout and '--json' in r.stdout, r.stdout + r.stderr
+
+
+def test_a_run_leaves_notebooks_and_says_what_it_does(project):
+    "A foreign python3 kernel specification in the way is not used."
+    spec = project / 'jupyter' / 'kernels' / 'python3'
+    spec.mkdir(parents=True)
+    (spec / 'kernel.json').write_text(json.dumps(dict(argv=['/bin/false', '{connection_file}'], display_name='other', language='python')))
+    r = posellm(project, 'run', '--gpu', 'tiny', '--data', 'synth', '--name', 'demo', '--chapters', '00,06', '-p', 'seed', '7', '--json', JUPYTER_PATH=str(project / 'jupyter'))
+    assert r.returncode == 0, r.stderr
+    got = json.loads(r.stdout)
+    assert [c['chapter'] for c in got['chapters']] == ['00_data', '06_eval'] and got['chapters'][0]['parameters']['seed'] == 7
+    run = project / 'runs' / 'demo'
+    assert (run / '06_eval' / 'done.txt').read_text() == '(7, False, False)'
+    assert (run / 'notebooks' / '00_data.ipynb').exists() and not (run / 'notebooks' / '01_stage1.ipynb').exists()
+    log = (run / 'log.txt').read_text()
+    assert 'to the log' in log and sys.executable in log
+    assert 'shown' in r.stderr and 'to the log' not in r.stderr and 'WARNING' not in r.stderr, r.stderr
+    assert '[1/2] 00_data' in r.stderr and '[2/2] 06_eval done' in r.stderr
+    again = posellm(project, 'run', '--name', 'demo', '--chapters', '00')
+    assert again.returncode == 2 and '--resume' in again.stderr and '--force' in again.stderr
+    resumed = posellm(project, 'run', '--name', 'demo', '--chapters', '06', '--resume')
+    assert resumed.returncode == 0 and (run / '06_eval' / 'done.txt').read_text() == '(0, True, False)'
+
+
+def test_the_first_failing_chapter_ends_the_run(project):
+    r = posellm(project, 'run', '--name', 'x', '--chapters', '02,06')
+    assert r.returncode == 3, r.stderr
+    for part in ('02_bad failed', 'in cell 4', 'raise ValueError', 'ValueError: the learning rate is <odd>', 'notebooks/02_bad.ipynb', 'log.txt'): assert part in r.stderr
+    assert 'Traceback' not in r.stderr and not (project / 'runs' / 'x' / '06_eval').exists()
+
+
+def test_a_kernel_that_dies_is_a_failed_chapter(project):
+    chapter(project / 'nbs', '02_bad', 'import os\nos._exit(9)')
+    r = posellm(project, 'run', '--name', 'x', '--chapters', '02', '--json')
+    assert r.returncode == 3 and 'memory' in json.loads(r.stdout)['error'] and 'Traceback' not in r.stderr
+
+
+@pytest.mark.parametrize('args, words', [
+    (['--name', 'x', '-p', 'sede', '1'], ['unknown parameter', "'sede'", "did you mean 'seed'"]),
+    (['--name', 'x', '-p', 'seed', 'one'], ['seed', "'one'", 'allowed int']),
+    (['--name', 'x', '--chapters', '00', '-p', 'lr', '0.1'], ['unknown parameter', "'lr'"]),
+    (['--name', 'x', '--chapters', '00,07'], ['unknown chapter', "'07'", '06_eval']),
+    (['--name', '../x'], ['run name', 'letters, digits']),
+    (['--name', 'x', '--data', './nowhere'], ['data', 'no such file or folder']),
+    (['--name', 'x', '--config', 'none.yaml'], ['none.yaml', 'no such file']),
+    (['--name', 'x', '--resume', '--force'], ['exclude each other']),
+    ([], ['--name']),
+    (['--nmae', 'x'], ['--nmae']),
+])
+def test_mistakes_stop_before_the_first_kernel(project, args, words):
+    for extra in ([], ['--json']):
+        r = posellm(project, 'run', *args, *extra)
+        assert r.returncode == 2 and all(w in r.stderr for w in words) and 'Traceback' not in r.stderr, r.stderr
+        assert (json.loads(r.stdout)['exit_code'] == 2) if extra else r.stdout == ''
+    assert not (project / 'runs').exists()
+
+
+def test_a_configuration_is_checked_and_arguments_win(project):
+    (project / 'c.yaml').write_text('name: a\nchapters: "00,01"\nlr: 1e-2\nseed: 3\n')
+    got = json.loads(posellm(project, 'run', '--config', 'c.yaml', '--name', 'b', '-p', 'seed=4', '--dry-run', '--json').stdout)
+    assert got['name'] == 'b' and [c['parameters'].get('lr') for c in got['chapters']] == [None, .01] and got['chapters'][0]['parameters']['seed'] == 4
+    (project / 'c.yaml').write_text('name: a\nchaptres: "00"\n')
+    r = posellm(project, 'run', '--config', 'c.yaml')
+    assert r.returncode == 2 and 'c.yaml' in r.stderr and "did you mean 'chapters'" in r.stderr, r.stderr
+
+
+def test_example_configurations_fit_the_chapters():
+    for file in sorted((ROOT / 'configs').glob('*.yaml')):
+        if not list((ROOT / 'nbs').glob('[0-9][0-9]_*.ipynb')): pytest.skip('no chapters yet')
+        r = posellm(ROOT, 'run', '--config', file, '--name', 'never-run', '--dry-run')
+        assert r.returncode == 0, f'{file.name}: {r.stderr}'
+
+
+def test_without_notebooks_it_says_that_it_needs_the_clone(tmp_path):
+    r = posellm(tmp_path, 'run', '--name', 'x')
+    assert r.returncode == 2 and 'clone' in r.stderr and 'Traceback' not in r.stderr
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='POSIX signals')
+def test_an_interrupted_run_leaves_no_kernel(project):
+    chapter(project / 'nbs', '02_bad', 'import os\nprint("pid", os.getpid(), flush=True)', 'import time\ntime.sleep(60)')
+    p = subprocess.Popen([sys.executable, '-m', 'posellm.app.cli', 'run', '--name', 'x', '--chapters', '02'], cwd=project, env=environment(project),
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log, end = project / 'runs' / 'x' / 'log.txt', time.time() + 60
+    while not (log.exists() and 'pid ' in log.read_text()) and time.time() < end: time.sleep(.1)
+    kernel = int(log.read_text().split('pid ')[1].split()[0])
+    time.sleep(.5)
+    p.send_signal(signal.SIGINT)
+    out, err = p.communicate(timeout=60)
+    assert p.returncode == 130 and 'interrupted' in err and 'Traceback' not in err, err
+    for _ in range(100):
+        try: os.kill(kernel, 0)
+        except ProcessLookupError: return
+        time.sleep(.1)
+    raise AssertionError('the kernel is still running')
+
+
+def test_a_mistake_of_ours_has_a_log_and_no_traceback(project):
+    code = ('import sys, posellm.app.cli as c, posellm.app.pipeline as p\n'
+            'def broken(*a, **k): raise KeyError("inner")\n'
+            'p.run_chapters = broken\nsys.exit(c.call(["run", "--name", "x"]))')
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=environment(project))
+    assert r.returncode == 70 and 'Traceback' not in r.stderr
+    log = Path(r.stderr.split('details are in ')[1].split(';')[0])
+    assert 'KeyError' in log.read_text()
+    log.unlink()
+    debug = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=environment(project, POSELLM_DEBUG='1'))
+    assert 'Traceback' in debug.stderr
