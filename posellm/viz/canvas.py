@@ -104,7 +104,7 @@ def _empty(text, width=4.):
     "A figure with one sentence instead of data."
     fig = figure(width, 1.); fig.text(.5, .5, text, ha="center", va="center"); return fig
 
-# %% ../../nbs/viz/00_canvas.ipynb #accb6211
+# %% ../../nbs/viz/00_canvas.ipynb #3ecb9e8d
 def grid(
     images,            # RGB uint8 arrays, sizes may differ
     titles=None,       # a text for each
@@ -116,10 +116,11 @@ def grid(
     images = [check_image(i) for i in images]
     if not images: return _empty("no images", width)
     cols = min(len(images), cols or math.ceil(math.sqrt(len(images) * 1.5))); rows = math.ceil(len(images) / cols)
-    tall = max(i.shape[0] / i.shape[1] for i in images)
-    fig = figure(width, rows * (width / cols * tall + (.25 if titles else .04)) + (.3 if title else 0))
+    label = .25 if titles is not None else .04                                  # inches
+    tall = [max(i.shape[0] / i.shape[1] for i in images[r * cols:(r + 1) * cols]) * width / cols + label for r in range(rows)]
+    fig = figure(width, sum(tall) + (.3 if title else 0))
     fig.get_layout_engine().set(w_pad=.02, h_pad=.02, wspace=.01, hspace=.01)
-    axes = fig.subplots(rows, cols, squeeze=False).ravel()
+    axes = fig.subplots(rows, cols, squeeze=False, height_ratios=tall).ravel()
     for i, ax in enumerate(axes):
         if i < len(images): show_image(images[i], ax, str(titles[i]) if titles is not None else "")
         else: ax.set_axis_off()
