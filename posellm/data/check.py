@@ -88,7 +88,7 @@ class Report:
         return dict(schema=1, path=self.path, exit_code=self.exit_code, images_checked=self.images, errors=len(self.of("error")), warnings=len(self.of("warning")),
                     splits=self.splits, findings=[asdict(f) for f in self.findings])
 
-# %% ../../nbs/data/02_check.ipynb #b51013a0
+# %% ../../nbs/data/02_check.ipynb #5675e006
 def _text(
     report: Report,
     examples=3, # examples per finding
@@ -100,7 +100,7 @@ def _text(
     if not report.images: lines.append("  images were not looked at")
     for f in report.findings:
         lines += ["", f"{f.severity.upper()} {f.id}" + (f" [{f.split}]" if f.split else "") + f": {f.count} found", f"  why: {f.why}", f"  do:  {f.todo}"]
-        lines += [f"  - {e}" for e in f.examples[:examples]] + ([f"  - and {f.count - examples} more"] if f.count > examples else [])
+        lines += [f"  - {e}" for e in f.examples[:examples]] + ([f"  - and {f.count - examples} more"] if f.count > examples and len(f.examples) == min(f.count, 5) else [])
     n = [len(report.of(s)) for s in _order]
     lines += ["", f"{n[0]} kinds of errors, {n[1]} of warnings, {n[2]} of remarks. " + ("Cannot be read." if report.exit_code == 2 else "Mend the errors before training." if n[0] else "Fit for training.")]
     return "\n".join(lines)

@@ -14,16 +14,17 @@ from pathlib import Path
 
 from ..core.errors import PoseError
 
-# %% ../../nbs/data/00a_layout.ipynb #cb1f6a61
+# %% ../../nbs/data/00a_layout.ipynb #20492d11
 SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test", "extra": "extra", "unlabeled": "unlabeled", "unlabelled": "unlabeled"}
 _image_suffixes = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
 def split_name(
     file, # annotation file
 ) -> tuple[str, str]: # split, and the word as written with its year ('val', 'val2017')
-    "Which split an annotation file holds, by its name, else by its folder's."
-    for word in (Path(file).stem, Path(file).parent.name):
-        if m := re.search(r"(?:^|[^a-z])(" + "|".join(SPLITS) + r")(\d{4})?(?:$|[^a-z0-9])", word.lower()): return SPLITS[m[1]], m[1] + (m[2] or "")
+    "Which split an annotation file holds: a word in its name, else its folder when that is just the word."
+    words = "|".join(SPLITS)
+    m = re.search(rf"(?:^|[^a-z])({words})(\d{{4}})?(?:$|[^a-z0-9])", Path(file).stem.lower()) or re.fullmatch(rf"({words})(\d{{4}})?", Path(file).parent.name.lower())
+    if m: return SPLITS[m[1]], m[1] + (m[2] or "")
     return "train", "train"
 
 # %% ../../nbs/data/00a_layout.ipynb #8a146539
