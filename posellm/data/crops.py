@@ -90,11 +90,12 @@ def _digest(people, hw, input_hw, margin, padding, family) -> str: # the cache k
     h.update(np.ascontiguousarray(people.image_id).tobytes()); h.update(np.ascontiguousarray(people.bbox, dtype=float).tobytes())
     return h.hexdigest()
 
-# %% ../../nbs/data/20_crops.ipynb #c9b261a7
+# %% ../../nbs/data/20_crops.ipynb #99941823
 class CropStore:
     "Stored crops of people, their maps and labels."
-    def __init__(self, people, pixels, input_hw, padding, family, errors=()):
+    def __init__(self, people, pixels, input_hw, padding, family, errors=(), rows=None):
         self.people, self.pixels, self.input_hw, self.padding, self.family = people, pixels, tuple(input_hw), padding, family
+        self.rows = np.arange(len(people)) if rows is None else rows # places in the set it was made from
         self.hw, self.errors = tuple(pixels.shape[1:3]), list(errors)
         self.center, self.scale = box_to_crop(people.bbox, input_hw, padding)
         self.to_store = store_matrix(self.center, self.scale, input_hw, self.hw, family)
@@ -129,8 +130,7 @@ class CropStore:
     def _of(cls, people, pixels, good, errors, input_hw, padding, family):
         if not good.any(): raise PoseError('no image of these people could be read', file=people.file, field='images', found=errors[0], todo='check the image folder')
         if errors: log('data.crops').warning(f'{(~good).sum()} of {len(good)} people left out: {len(errors)} images could not be read; first: {errors[0]}')
-        if not good.all(): people, pixels = people[good], pixels[good]
-        return cls(people, pixels, input_hw, padding, family, errors)
+        return cls(people if good.all() else people[good], pixels if good.all() else pixels[good], input_hw, padding, family, errors, np.flatnonzero(good))
 
 # %% ../../nbs/data/20_crops.ipynb #fe330119
 def _matrices(people, input_hw, hw, padding, family):

@@ -213,13 +213,14 @@ def render_torch(
         x = torch.where(inside, ten(view.fill[:, n])[..., None, None], x)
     return x
 
-# %% ../../nbs/train/01_augment.ipynb #1aca6d7d
+# %% ../../nbs/train/01_augment.ipynb #bf53f576
 def normalise(
     x, # (B,h,w,3) uint8, or (B,3,h,w) float 0..255
-    mean, std, # RGB, scale 0..1
-    channels:str='rgb', # order the network expects
+    mean, std, # scale 0..1, in the network's order
+    channels:str='rgb', # the network's order
 ) -> torch.Tensor: # (B,3,h,w) float32, channels last in memory when it came as uint8
     "Pixels as the network expects them."
+    if channels == 'bgr': mean, std = mean[::-1], std[::-1]
     m, s = (255*torch.tensor(tuple(a), dtype=torch.float32, device=x.device) for a in (mean, std))
     if x.dtype == torch.uint8: # whole rows at a time: a last axis of 3 would keep the processor's vector units idle
         B, h, w, _ = x.shape
