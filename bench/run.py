@@ -1,4 +1,4 @@
-"""Run the measurements: `python bench/run.py [NAME...]` runs every bench/bench_*.py (or those whose name contains NAME).
+"""Run the measurements: `python bench/run.py [NAME...]` runs every script of bench (or those whose name contains NAME).
 
 Each script measures something of ours and a peer in the same process, prints lines for people and, as its last line, one JSON object
 {measure: {"ours": number, "peer": number or null, "unit": str, "peer_name": str or null, ...}}. The runner adds the ratio, the date and the machine,
@@ -73,8 +73,8 @@ def run(script):
 
 
 def main():
-    scripts = [s for s in sorted(HERE.glob('bench_*.py')) if not sys.argv[1:] or any(a in s.stem for a in sys.argv[1:])]
-    if not scripts: sys.exit(f'no bench/bench_*.py {"matches " + " ".join(sys.argv[1:]) if sys.argv[1:] else "is here yet"}')
+    scripts = [s for s in sorted(HERE.glob('*.py')) if s.name != 'run.py' and not s.name.startswith('_') and (not sys.argv[1:] or any(a in s.stem for a in sys.argv[1:]))]
+    if not scripts: sys.exit(f'no measurement in bench {"matches " + " ".join(sys.argv[1:]) if sys.argv[1:] else "is here yet"}')
     failed = [s.stem for s in scripts if not run(s)]
     if failed: sys.exit(f'failed: {", ".join(failed)}')
 
