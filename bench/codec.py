@@ -1,5 +1,7 @@
 """Microseconds per person of encoding and decoding heatmaps, 17 keypoints, batch 64, one thread, buffers reused.
 
+Processor time of the one thread is what is compared, so that other jobs on the machine disturb little; wall time stands beside it.
+
 Peers, in the same run and in turns: the published methods written plainly with numpy and OpenCV, one person at a time (tests/reference_codec.py; stands in for MMPose, which cannot be
 installed beside numpy 2), the same in the way of transformers' VitPose (scipy's blur of every map), and transformers itself where it can be imported. Figures that MMPose 1.3.2 and
 transformers 5.23 gave on another machine (2 vCPU Xeon) are printed beside them for orientation only.
@@ -31,12 +33,14 @@ ELSEWHERE = {("encode", "64x48"): "MMPose UDP 290", ("encode", "96x72"): "MMPose
 
 
 def in_turns(contestants, rounds):
-    """Each contestant once per round, so that a noisy moment hits all of them; microseconds per person."""
+    """Each contestant once per round, so that a noisy moment hits all of them; (processor, wall) microseconds per person."""
     taken = {name: [] for name in contestants}
     for r in range(rounds + 2):
         for name, (call, people) in contestants.items():
-            t = time.perf_counter(); call(); t = time.perf_counter() - t
-            if r >= 2: taken[name].append(t / people * 1e6)
+            cpu, wall = time.thread_time(), time.perf_counter()
+            call()
+            cpu, wall = time.thread_time() - cpu, time.perf_counter() - wall
+            if r >= 2: taken[name].append((cpu / people * 1e6, wall / people * 1e6))
     return taken
 
 
@@ -104,20 +108,20 @@ def contestants(size, quick):
 
 def main():
     args = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    args.add_argument("--rounds", type=int, default=15); args.add_argument("--quick", action="store_true", help="few rounds, few people")
+    args.add_argument("--rounds", type=int, default=25); args.add_argument("--quick", action="store_true", help="few rounds, few people")
     args = args.parse_args()
     torch.set_num_threads(1); cv2.setNumThreads(1)
     result = {}
     for size in SIZES:
         for what, who in contestants(size, args.quick).items():
             taken = in_turns(who, 3 if args.quick else args.rounds)
-            ours = statistics.median(taken["ours"])
-            print(f"{what} {size}, microseconds per person: median [min-max], ratio to ours      (elsewhere: {ELSEWHERE[what, size]})")
+            mid = {name: statistics.median(cpu for cpu, _ in t) for name, t in taken.items()}
+            print(f"{what} {size}, microseconds per person: processor time, median [min-max], (wall), ratio to ours      elsewhere: {ELSEWHERE[what, size]}")
             for name, t in taken.items():
-                print(f"  {name:44s} {statistics.median(t):8.1f} [{min(t):.1f}-{max(t):.1f}]   {statistics.median(t) / ours:6.1f}x")
-            for name, t in list(taken.items())[1:]:
+                cpu, wall = zip(*t)
+                print(f"  {name:44s} {mid[name]:8.1f} [{min(cpu):.1f}-{max(cpu):.1f}] ({statistics.median(wall):.1f})   {mid[name] / mid['ours']:6.1f}x")
                 if "method" in name or name == "transformers":
-                    result[f"{what} {size} against {name}"] = dict(ours=round(ours, 2), peer=round(statistics.median(t), 2), unit="us/person", peer_name=name, times_faster=round(statistics.median(t) / ours, 2))
+                    result[f"{what} {size} against {name}"] = dict(ours=round(mid["ours"], 2), peer=round(mid[name], 2), unit="us/person", peer_name=name, times_faster=round(mid[name] / mid["ours"], 2))
     print(json.dumps(result))
 
 
