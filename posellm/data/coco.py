@@ -82,7 +82,7 @@ def _areas_from_masks(d, done):
     if n: done["areas taken from the segmentation"] = n; d["annotations"] = anns
     return d, done
 
-# %% ../../nbs/data/01_coco.ipynb #ca8b68ca
+# %% ../../nbs/data/01_coco.ipynb #8d12d30e
 def read_coco(
     file, # annotation file
     skeleton=None, # name or Skeleton; None: from the file's category, else COCO-17 where people have 51 numbers
@@ -91,9 +91,8 @@ def read_coco(
     d = read_json(file, "a COCO annotation file")
     if isinstance(d, dict) and Path(file).name.startswith("image_info"): d = {"annotations": [], "categories": [], **d} # a list of images only
     d, done = tidy(d)
-    anns = d.get("annotations") if isinstance(d, dict) else None
-    named = isinstance(d, dict) and any(isinstance(c, dict) and c.get("keypoints") for c in d.get("categories") or ())
-    if skeleton is None and isinstance(anns, list) and not named:
+    anns, cats = (d[k] if isinstance(d, dict) and isinstance(d.get(k), list) else [] for k in ("annotations", "categories"))
+    if skeleton is None and not any(isinstance(c, dict) and c.get("keypoints") for c in cats):
         k = [len(a["keypoints"]) for a in anns[:50] if isinstance(a, dict) and isinstance(a.get("keypoints"), list)]
         if set(k) == {51} or not anns: skeleton = "coco17"
         if k and skeleton: done["no keypoint names in the file: COCO-17 assumed from 51 numbers"] = 1

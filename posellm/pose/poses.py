@@ -81,7 +81,7 @@ def concat(poses:list) -> Poses:
         if any(isinstance(v, np.ndarray) for v in vals): arrays[f.name] = np.concatenate(vals) if all(v is not None for v in vals) else None
     return replace(first, **arrays, images=images, extra=[e for p in poses for e in (p.extra or [{}]*len(p))])
 
-# %% ../../nbs/pose/01_poses.ipynb #4761f217
+# %% ../../nbs/pose/01_poses.ipynb #6027a861
 _person_fields = 'id image_id category_id keypoints num_keypoints bbox area iscrowd score track_id'.split()
 
 def _where(anns, i): return f"annotation {anns[i].get('id', f'number {i+1}')}"
@@ -89,13 +89,13 @@ def _where(anns, i): return f"annotation {anns[i].get('id', f'number {i+1}')}"
 def _number(a, key, default, i, anns, file, what='a number'):
     v = a.get(key, default)
     if isinstance(v, bool): v = int(v)
-    if not isinstance(v, (int, float)) or not np.isfinite(v): raise PoseError(f'{key} is not {what}', file=file, field=f'{_where(anns, i)}: {key}', found=v, allowed=what)
+    if not isinstance(v, (int, float)) or not abs(v) < 1e18: raise PoseError(f'{key} is not {what}', file=file, field=f'{_where(anns, i)}: {key}', found=v, allowed=what)
     return v
 
 def _column(anns, key, default, file, dtype=np.int64):
     "One number per annotation; a string or null is an error that names the annotation."
     try: out = np.array([a.get(key, default) for a in anns], dtype=float)
-    except (TypeError, ValueError): out = np.array([_number(a, key, default, i, anns, file) for i, a in enumerate(anns)], float)
+    except (TypeError, ValueError, OverflowError): out = np.array([_number(a, key, default, i, anns, file) for i, a in enumerate(anns)], float)
     if not np.isfinite(out).all(): _number(anns[int(np.argmin(np.isfinite(out)))], key, default, int(np.argmin(np.isfinite(out))), anns, file)
     return out.astype(dtype) if dtype is not float else out
 
@@ -103,12 +103,12 @@ def _ids(anns, key, file):
     "A column of integer ids, exact beyond 2**53; a string of digits is refused with the reason that matters: joins by id would fail silently."
     for i, a in enumerate(anns):
         v = a.get(key)
-        if type(v) is not int:
-            if isinstance(v, float) and v == int(v): continue
+        if type(v) is not int or abs(v) >= 2**63:
+            if isinstance(v, float) and abs(v) < 2**53 and v == int(v): continue
             raise PoseError(f'{key} is not a whole number', file=file, field=f'{_where(anns, i)}: {key}', found=v, allowed='a whole number', todo='give every annotation an integer id' if key == 'id' else 'write ids as numbers, not as text')
     return np.array([int(a[key]) for a in anns], np.int64).reshape(len(anns))
 
-# %% ../../nbs/pose/01_poses.ipynb #cfc6d673
+# %% ../../nbs/pose/01_poses.ipynb #db184eb9
 def _keypoint_array(anns, K, file):
     "(N,K,3) of all annotations; annotations without keypoints give zeros."
     want = 3*K
@@ -120,8 +120,8 @@ def _keypoint_array(anns, K, file):
             raise PoseError('wrong number of keypoint values', file=file, field=f'{_where(anns, i)}: keypoints', found=f'{n} values', allowed=f'{want} numbers, {K} x (x, y, v)',
                             todo='repair or remove the annotation, or name the right skeleton')
     try: k = np.array(rows, float).reshape(len(anns), K, 3)
-    except (TypeError, ValueError) as e:
-        i, v = next((i, v) for i, r in enumerate(rows) for v in r if isinstance(v, bool) or not isinstance(v, (int, float)))
+    except (TypeError, ValueError, OverflowError) as e:
+        i, v = next((i, v) for i, r in enumerate(rows) for v in r if isinstance(v, bool) or not isinstance(v, (int, float)) or not abs(v) < 1e15)
         raise PoseError('a keypoint value is not a number', file=file, field=f'{_where(anns, i)}: keypoints', found=v, allowed=f'{want} numbers') from e
     if not np.isfinite(k).all():
         i = int(np.argwhere(~np.isfinite(k))[0, 0]); raise PoseError('a keypoint value is not finite', file=file, field=f'{_where(anns, i)}: keypoints', found=rows[i])
@@ -157,11 +157,11 @@ def _check_coco(d, file):
     for i, a in enumerate(d['annotations']):
         if not isinstance(a, dict): raise PoseError('an annotation is not an object', file=file, field=f'annotations: number {i+1}', found=a)
 
-# %% ../../nbs/pose/01_poses.ipynb #0d8390ba
+# %% ../../nbs/pose/01_poses.ipynb #ffa2bc38
 def _boxes(anns, file):
     rows = [a.get('bbox') for a in anns]
     for i, r in enumerate(rows):
-        if r is not None and (not isinstance(r, (list, tuple)) or len(r) != 4 or any(isinstance(v, bool) or not isinstance(v, (int, float)) or not np.isfinite(v) for v in r)):
+        if r is not None and (not isinstance(r, (list, tuple)) or len(r) != 4 or any(isinstance(v, bool) or not isinstance(v, (int, float)) or not abs(v) < 1e15 for v in r)):
             raise PoseError('a box is not four numbers', file=file, field=f'{_where(anns, i)}: bbox', found=r, allowed='[x, y, width, height]')
     return np.array([r if r is not None else [np.nan]*4 for r in rows], float).reshape(len(anns), 4)
 

@@ -123,15 +123,16 @@ def get_skeleton(skeleton='coco17') -> Skeleton: # name, file or Skeleton
     "The skeleton of that name, from that file, or itself."
     return skeleton if isinstance(skeleton, Skeleton) else _by_name(str(skeleton))
 
-# %% ../../nbs/pose/00_skeleton.ipynb #7135dc8e
+# %% ../../nbs/pose/00_skeleton.ipynb #04873a2b
 def skeleton_from_category(
     category:dict, # COCO category with `keypoints` (names) and perhaps `skeleton` (1-based index pairs)
     file=None,
 ) -> Skeleton:
     "Skeleton of a COCO category."
-    names = [str(n).strip() for n in category.get('keypoints') or ()]
+    names = [str(n).strip() for n in category['keypoints']] if isinstance(category.get('keypoints'), (list, tuple)) else []
     if not names: raise PoseError('the category has no keypoint names', file=file, field='categories: keypoints', todo="give the skeleton by name, e.g. skeleton='coco17'")
     for n in list_skeletons():
         if [k.lower() for k in get_skeleton(n).keypoints] == [k.lower() for k in names]: return get_skeleton(n)
-    edges = [(names[a-1], names[b-1]) for a, b in category.get('skeleton') or () if 1 <= min(a, b) and max(a, b) <= len(names)]
+    pairs = [e for e in category.get('skeleton') or () if isinstance(e, (list, tuple)) and len(e) == 2 and all(type(i) is int for i in e)] if isinstance(category.get('skeleton'), (list, tuple)) else [] # edges are for drawing only: a broken one is left out
+    edges = [(names[a-1], names[b-1]) for a, b in pairs if 1 <= min(a, b) and max(a, b) <= len(names)]
     return make_skeleton(str(category.get('name', 'custom')), names, edges, file=file)
