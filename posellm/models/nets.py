@@ -93,14 +93,14 @@ class PoseResNet(PoseNet):
     def forward(self, x): # (B,3,h,w) normalised -> (B,K,h/4,w/4)
         return fit_maps(self.final_layer(self.deconv_layers(self.features(x))), x.shape[-2:])
 
-# %% ../../nbs/models/01b_nets.ipynb #ccd13a5e
+# %% ../../nbs/models/01b_nets.ipynb #7bb8e8e0
 class SkipNet(PoseNet):
     "Small residual network with skips to stride 4."
     def __init__(self,
         K:int,
         widths=(32, 64, 160, 256), # channels at stride 4, 8, 16, 32
         blocks=(1, 2, 2, 2), # residual blocks at each
-        head_width:int=64,
+        head_width:int=48,
     ):
         super().__init__()
         self.stem = nn.Sequential(conv_bn(3, widths[0]//2, stride=2), conv_bn(widths[0]//2, widths[0], stride=2))
