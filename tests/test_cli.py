@@ -163,3 +163,67 @@ def test_a_mistake_of_ours_has_a_log_and_no_traceback(project):
     log.unlink()
     debug = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=environment(project, POSELLM_DEBUG='1'))
     assert 'Traceback' in debug.stderr
+
+
+# ---- check, eval, predict
+
+NAMES = ('nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow right_elbow left_wrist right_wrist '
+         'left_hip right_hip left_knee right_knee left_ankle right_ankle').split()
+
+
+def person(i, image, shift=0.):
+    xy = [(40 + 9 * (j % 5) + 30 * (i % 3) + shift, 30 + 9 * j + shift) for j in range(17)]
+    return dict(id=i, image_id=image, category_id=1, iscrowd=0, bbox=[30 + 30 * (i % 3), 25, 70, 165], area=7000., num_keypoints=17, keypoints=[v for x, y in xy for v in (x, y, 2)])
+
+
+@pytest.fixture
+def truth(tmp_path):
+    d = dict(images=[dict(id=i, file_name=f'{i}.jpg', width=200, height=200) for i in (1, 2, 3)], annotations=[person(i, (i - 1) % 3 + 1) for i in range(1, 7)],
+             categories=[dict(id=1, name='person', keypoints=NAMES, skeleton=[])])
+    (tmp_path / 'truth.json').write_text(json.dumps(d))
+    for name, shift in (('good', 1), ('poor', 9)):
+        rows = [dict(image_id=a['image_id'], category_id=1, keypoints=person(a['id'], 1, shift)['keypoints'], score=.9 - a['id'] / 100) for a in d['annotations']]
+        (tmp_path / f'{name}.json').write_text(json.dumps(rows))
+    return tmp_path
+
+
+def test_eval_of_files_says_what_each_number_is_of(truth):
+    r = posellm(truth, 'eval', 'truth.json', 'good.json', '--resamples', 50)
+    assert r.returncode == 0 and 'OKS .50:.95, 6 people, 3 images' in r.stdout and 'interval' in r.stdout, r.stdout + r.stderr
+    got = json.loads(posellm(truth, 'eval', 'truth.json', 'poor.json', 'good.json', '--resamples', 50, '--json').stdout)['results']
+    assert got[1]['AP'] > got[0]['AP'] and got[1]['verdict'] in ('better', 'not shown') and got[1]['ap_lo'] <= got[1]['AP'] <= got[1]['ap_hi']
+
+
+def test_check_has_exit_codes_for_scripts(truth):
+    assert posellm(truth, 'check', 'truth.json', '--no-images').returncode == 0
+    d = json.loads((truth / 'truth.json').read_text())
+    d['annotations'][2]['keypoints'] = d['annotations'][2]['keypoints'][:-1]
+    (truth / 'bad.json').write_text(json.dumps(d))
+    r = posellm(truth, 'check', 'bad.json', '--no-images', '--json', '--html', 'page.html')
+    got = json.loads(r.stdout)
+    assert r.returncode == 1 and got['exit_code'] == 1 and any('50 values' in e for f in got['findings'] for e in f['examples'])
+    assert '50 values' in (truth / 'page.html').read_text()
+    assert posellm(truth, 'check', 'nowhere').returncode == 2
+    ok = posellm(truth, 'check', 'truth.json', '--no-images', '--results', 'good.json')
+    assert ok.returncode == 0 and '6 people in 3 of 3 images' in ok.stdout, ok.stdout + ok.stderr
+
+
+@pytest.mark.parametrize('args, words', [
+    ('eval truth.json', ['TRUTH RESULTS']),
+    ('eval truth.json truth.json', ['truth.json', 'not a COCO results file']),
+    ('eval truth.json nowhere.json', ['nowhere.json', 'no such file']),
+    ('eval truth.json cut.json', ['cut.json', 'line 1', 'not valid JSON']),
+    ('eval truth.json alien.json', ['alien.json', '3 of 6 results are for images', 'image_id', '77']),
+    ('check truth.json --no-images --results cut.json', ['cut.json', 'line 1']),
+    ('predict nowhere.jpg --out x', ['nowhere.jpg', 'no such image']),
+    ('predict', ['SOURCE']),
+])
+def test_mistakes_with_files(truth, args, words):
+    (truth / 'cut.json').write_text((truth / 'good.json').read_text()[:100])
+    rows = json.loads((truth / 'good.json').read_text())
+    for row in rows[:3]: row['image_id'] = 77
+    (truth / 'alien.json').write_text(json.dumps(rows))
+    for extra in ([], ['--json']):
+        r = posellm(truth, *args.split(), *extra)
+        assert r.returncode == 2 and 'Traceback' not in r.stderr and all(w in r.stderr for w in words), r.stderr
+        assert not extra or json.loads(r.stdout)['exit_code'] == 2
