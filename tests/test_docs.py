@@ -91,6 +91,7 @@ def test_whole_site(tmp_path):
     for name in ("index", "architecture", "papers/udp", "viz/draw"): assert (site / f"{name}.html").exists(), name
     dead = []
     for page in site.rglob("*.html"):
+        dead += [f"{page.relative_to(site)} asks {a}" for a in re.findall(r'(?:src=|<link [^>]*href=)"(https?://[^"]+)', page.read_text(encoding="utf8"))]
         for target in re.findall(r'href="([^":#?]+\.html)', page.read_text(encoding="utf8")):
             if not (page.parent / target).resolve().exists(): dead.append(f"{page.relative_to(site)} -> {target}")
     assert not dead, "\n".join(sorted(set(dead))[:20])
