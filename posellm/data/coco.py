@@ -82,7 +82,7 @@ def _areas_from_masks(d, done):
     if n: done["areas taken from the segmentation"] = n; d["annotations"] = anns
     return d, done
 
-# %% ../../nbs/data/01_coco.ipynb #8d12d30e
+# %% ../../nbs/data/01_coco.ipynb #ab3edc47
 def read_coco(
     file, # annotation file
     skeleton=None, # name or Skeleton; None: from the file's category, else COCO-17 where people have 51 numbers
@@ -90,9 +90,10 @@ def read_coco(
     "Read one COCO keypoint file; PoseError names the first fault that cannot be mended."
     d = read_json(file, "a COCO annotation file")
     if isinstance(d, dict) and Path(file).name.startswith("image_info"): d = {"annotations": [], "categories": [], **d} # a list of images only
+    if not isinstance(d, (dict, list)): raise PoseError("not a COCO annotation file", file=file, field="top level", found=f"a {type(d).__name__}", allowed="an object with images, annotations, categories", todo="export in COCO keypoint format")
     d, done = tidy(d)
     anns, cats = (d[k] if isinstance(d, dict) and isinstance(d.get(k), list) else [] for k in ("annotations", "categories"))
-    if skeleton is None and not any(isinstance(c, dict) and c.get("keypoints") for c in cats):
+    if skeleton is None and not any(isinstance(c, dict) and isinstance(c.get("keypoints"), list) and c["keypoints"] for c in cats):
         k = [len(a["keypoints"]) for a in anns[:50] if isinstance(a, dict) and isinstance(a.get("keypoints"), list)]
         if set(k) == {51} or not anns: skeleton = "coco17"
         if k and skeleton: done["no keypoint names in the file: COCO-17 assumed from 51 numbers"] = 1

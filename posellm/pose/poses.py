@@ -81,7 +81,7 @@ def concat(poses:list) -> Poses:
         if any(isinstance(v, np.ndarray) for v in vals): arrays[f.name] = np.concatenate(vals) if all(v is not None for v in vals) else None
     return replace(first, **arrays, images=images, extra=[e for p in poses for e in (p.extra or [{}]*len(p))])
 
-# %% ../../nbs/pose/01_poses.ipynb #6027a861
+# %% ../../nbs/pose/01_poses.ipynb #bb80ffb0
 _person_fields = 'id image_id category_id keypoints num_keypoints bbox area iscrowd score track_id'.split()
 
 def _where(anns, i): return f"annotation {anns[i].get('id', f'number {i+1}')}"
@@ -105,7 +105,7 @@ def _ids(anns, key, file):
         v = a.get(key)
         if type(v) is not int or abs(v) >= 2**63:
             if isinstance(v, float) and abs(v) < 2**53 and v == int(v): continue
-            raise PoseError(f'{key} is not a whole number', file=file, field=f'{_where(anns, i)}: {key}', found=v, allowed='a whole number', todo='give every annotation an integer id' if key == 'id' else 'write ids as numbers, not as text')
+            raise PoseError(f'{key} is not a whole number', file=file, field=f'{_where(anns, i)}: {key}', found='nothing' if v is None else v, allowed='a whole number', todo='give every annotation an integer id' if key == 'id' else 'write ids as numbers, not as text')
     return np.array([int(a[key]) for a in anns], np.int64).reshape(len(anns))
 
 # %% ../../nbs/pose/01_poses.ipynb #db184eb9
@@ -134,7 +134,7 @@ def _check_visibility(k, anns, file):
         raise PoseError('unknown visibility', file=file, field=f'{_where(anns, i)}: keypoint {j}', found=float(k[i, j, 2]), allowed='0 not labelled, 1 labelled but hidden, 2 visible',
                         todo='convert the file to COCO visibility (AI Challenger counts 1 visible, 2 hidden, 3 not labelled)')
 
-# %% ../../nbs/pose/01_poses.ipynb #ead8d964
+# %% ../../nbs/pose/01_poses.ipynb #1d61c911
 def _check_unique(ids, what, file):
     twice = [i for i, n in Counter(ids.tolist()).items() if n > 1]
     if twice: raise PoseError(f'{len(twice)} {what} ids stand more than once', file=file, field=f'{what}s: id', found=twice[:5], allowed='each id once', todo='give every one its own id')
@@ -144,7 +144,7 @@ def _images(d, file):
     out = {}
     for n, im in enumerate(d['images']):
         if not isinstance(im, dict) or type(im.get('id')) is not int: raise PoseError('an image has no whole-number id', file=file, field=f'images: number {n+1}', found=im if not isinstance(im, dict) else im.get('id'), allowed='a whole number')
-        if not isinstance(im.get('file_name'), str) or not im['file_name']: raise PoseError('an image has no file name', file=file, field=f"image {im['id']}: file_name", found=im.get('file_name'), allowed='text')
+        if not isinstance(im.get('file_name'), str) or not im['file_name']: raise PoseError('an image has no file name', file=file, field=f"image {im['id']}: file_name", found=im.get('file_name') or 'nothing', allowed='text')
         old = out.setdefault(im['id'], im)
         if old['file_name'] != im['file_name']: raise PoseError('one image id for two files', file=file, field=f"image {im['id']}: file_name", found=[old['file_name'], im['file_name']], allowed='each id once')
     return list(out.values())
