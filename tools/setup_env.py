@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VENV = os.path.join(ROOT, os.environ.get('VENV') or '.venv')
 WINDOWS, MAC = os.name == 'nt', sys.platform == 'darwin'
 CPU_INDEX = 'https://download.pytorch.org/whl/cpu'
-WINDOWS_CUDA_INDEX = 'https://download.pytorch.org/whl/cu130'
+WINDOWS_CUDA_INDEX = 'https://download.pytorch.org/whl/cu132'   # the CUDA of the pinned version's wheels on PyPI
 INPUTS = ('settings.ini', 'constraints.txt', 'setup.py', 'pyproject.toml', 'tools/setup_env.py')
 # measured with pip for the pinned pair and all it needs, Linux x86-64, in GB: (fetched, on disk); the small ones are approximate
 SIZES = {'cpu': (0.3, 1.2), 'cuda': (2.6, 5.3), 'pypi': (2.6, 5.3), 'pypi-small': (0.3, 1.2)}
@@ -77,6 +78,7 @@ def make_venv():
     if code == 0:
         code, out2 = call([sys.executable, '-m', 'virtualenv', '-q', '--clear', VENV], quiet=True, env=dict(clean_env(), PYTHONPATH=folder))
         if code == 0: return
+    shutil.rmtree(VENV, ignore_errors=True)                   # a half-made one would only confuse the next call
     stop('%s can make no environment; install its venv module (Debian, Ubuntu: sudo apt install python%d.%d-venv) or name another '
          'Python: make PYTHON=/path/to/python3.11' % ((sys.executable,) + tuple(sys.version_info[:2])))
 
@@ -105,7 +107,6 @@ def index_offers(index, name, version, seconds=5):
 
 def choose_torch(choice):
     """What TORCH=auto|cpu|cuda means on this machine: (kind, wheel index or None for PyPI, notes)."""
-    if choice not in ('auto', 'cpu', 'cuda'): stop('TORCH=%s is not known; it may be auto, cpu or cuda' % choice)
     driver, notes = has_nvidia_driver(), []
     if choice == 'auto':
         kind = 'cuda' if driver else 'cpu'
@@ -145,7 +146,6 @@ def pip(*args):
 
 
 def need_disk(gb):
-    import shutil
     free = shutil.disk_usage(os.path.dirname(VENV)).free / 1e9
     if free < gb: stop('%.1f GB are free where %s goes and about %.1f GB are needed: make room, or set VENV to a folder on another disk' % (free, VENV, gb))
 
@@ -180,6 +180,7 @@ def main():
         stop('Python %d.%d is too old, %d.%d or newer is needed: install one (python.org, pyenv, uv, conda) and call: make PYTHON=/path/to/python3.11'
              % (tuple(sys.version_info[:2]) + NEED))
     choice, mark = (os.environ.get('TORCH') or 'auto').lower(), os.path.join(VENV, 'posellm-installed')
+    if choice not in ('auto', 'cpu', 'cuda'): stop('TORCH=%s is not known; it may be auto, cpu or cuda' % choice)
     key = stamp(choice)
     if os.path.exists(mark) and os.path.exists(venv_python()) and open(mark).read().strip() == key: return
     start = time.time()
