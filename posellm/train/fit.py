@@ -134,7 +134,7 @@ def set_lr(self:Fit) -> float:
     for g in self.opt.param_groups: g['lr'] = lr*g['scale']
     return lr
 
-# %% ../../nbs/train/08_fit.ipynb #95d48ae3
+# %% ../../nbs/train/08_fit.ipynb #47ebcd93
 @patch
 def train_step(self:Fit, hosts) -> dict: # one prepared batch per accumulation
     "One optimizer step; stops on a loss or gradient that is not finite, before the weights are touched."
@@ -149,7 +149,7 @@ def train_step(self:Fit, hosts) -> dict: # one prepared batch per accumulation
             out = self.net(x); loss = self.loss(out, target, weight)
             check_finite(loss, dict(step=self.step, lr=lr, output=out, target=target, weight=weight, people=[int(r) for r in host['rows'][:8]]))
             self.fabric.backward(loss/len(hosts))
-        total += float(loss)/len(hosts)
+        total += float(loss.detach())/len(hosts)
     norm = self.fabric.clip_gradients(self.net, self.opt, max_norm=c.clip or float('inf'), error_if_nonfinite=False)
     # fp16: the scaler skips such a step by itself and lowers its scale
     if self.precision != 'fp16': check_finite(norm, dict(what='gradient norm', step=self.step, lr=lr, loss=total))
@@ -173,16 +173,17 @@ def validate(self:Fit, flip:bool) -> tuple: # dict(ap, val_loss, stats, people_p
     return dict(ap=float(stats['AP']), val_loss=float(np.average([l for l, _ in losses], weights=[n for _, n in losses])), stats={k: float(v) for k, v in stats.items()},
                 people_per_s=pred.info['people_per_s']), pred
 
-# %% ../../nbs/train/08_fit.ipynb #67953b4c
+# %% ../../nbs/train/08_fit.ipynb #60e80b5d
 @patch
 def add_row(self:Fit, name:str):
-    "A row of the table: the present weights with the flip test; its results go into the run folder."
+    "A row of the table: the present weights; its results go into the run folder."
     if self.val is None: return
-    d, pred = self.validate(flip=self.model.spec.skeleton.flip is not None)
-    row = dict(row=name, step=self.step, train_seconds=self.seconds, results=f'results_{name}.json', **d)
+    flip = self.cfg.augment.flip > 0 # a network that never saw a mirrored person must not be asked about one
+    d, pred = self.validate(flip)
+    row = dict(row=name, step=self.step, train_seconds=self.seconds, flip=flip, results=f'results_{name}.json', **d)
     if self.dir is not None: pred.save(self.dir/row['results'])
     self.rows.append(row)
-    log('train').info(f'{name}: AP (OKS .50:.95, {len(self.val)} people, ground-truth boxes, flip test) {d["ap"]:.3f}')
+    log('train').info(f'{name}: AP (OKS .50:.95, {len(self.val)} people, ground-truth boxes, {"with" if flip else "no"} flip test) {d["ap"]:.3f}')
 
 @patch
 def check_in(self:Fit, journal, numbers:dict):

@@ -61,7 +61,7 @@ def get_loss(
     if name not in LOSSES: raise unknown('loss', name, LOSSES)
     return partial(simcc_kl, width=codec.heatmap_hw[1]) if name == 'simcc' else LOSSES[name]
 
-# %% ../../nbs/train/02_loss.ipynb #45eeef5a
+# %% ../../nbs/train/02_loss.ipynb #f4fa0a85
 def check_targets(
     target, # (B,K,H,W), or (B,K,Wx+Wy) of SimCC
     weight, # (B,K) as the codec returned it
@@ -80,7 +80,9 @@ def check_targets(
 
 def check_finite(loss, parts:dict): # parts: name -> number or tensor
     "Stop with the parts of a loss that is not finite."
-    if math.isfinite(float(loss)): return
-    def tell(v): return f'{v.detach().float().abs().max().item():.4g} (greatest size)' if isinstance(v, torch.Tensor) and v.numel() > 1 else f'{float(v):.4g}' if not isinstance(v, (str, list)) else str(v)
+    if math.isfinite(float(loss.detach() if isinstance(loss, torch.Tensor) else loss)): return
+    def tell(v):
+        v = v.detach().float() if isinstance(v, torch.Tensor) else v
+        return f'{v.abs().max().item():.4g} (greatest size)' if isinstance(v, torch.Tensor) else str(v) if isinstance(v, (str, list, int)) else f'{v:.4g}'
     raise PoseError('the loss is not finite', field='loss', found=', '.join(f'{k} {tell(v)}' for k, v in dict(loss=loss, **parts).items()),
                     allowed='finite numbers', todo='lower the learning rate, or train in fp32 if the precision is fp16')

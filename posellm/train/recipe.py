@@ -55,7 +55,7 @@ def lr_at(
     t = (step - warm)/max(1, total - warm)
     return phase.lr*(phase.floor + (1 - phase.floor)*.5*(1 + math.cos(math.pi*t)))
 
-# %% ../../nbs/train/05_recipe.ipynb #e9ea52d5
+# %% ../../nbs/train/05_recipe.ipynb #1916e3ec
 @dataclass(frozen=True)
 class FitConfig:
     "All settings of a training run."
@@ -76,7 +76,7 @@ class FitConfig:
     seed:int=0
     val_every:float=1. # epochs between validations
     val_steps:int=0 # optimizer steps between validations, wins over `val_every`
-    val_flip:bool=False # flip test in validation (the rows of the table always have it)
+    val_flip:bool=False # flip test in validation (the rows of the table have it whenever training mirrors people)
     best:str='ap' # or 'loss': which validation number chooses the weights
     save_every:int=5 # epochs between milestones
     save_seconds:float=300. # at most so much work is lost
