@@ -12,8 +12,9 @@ import pytest
 from coco_sets import coco, write
 from posellm.core.errors import PoseError
 from posellm.core.paths import shared_data
-from posellm.data.coco import (fingerprint, limit_people, load_data, read_coco, same_images, scan_images, segmentation_area, split_poses, tidy, write_coco)
+from posellm.data.coco import (fingerprint, limit_people, load_data, read_coco, same_images, segmentation_area, split_poses, tidy, write_coco)
 from posellm.data.layout import find_layout, split_name
+from posellm.data.scan import scan_images
 from posellm.pose.poses import Poses
 
 

@@ -6,7 +6,7 @@
 __all__ = ['image_missing', 'image_broken', 'image_bomb', 'image_size_differs', 'exif_stored', 'exif_undecided', 'exif_turned',
            'Finding', 'Report', 'check']
 
-# %% ../../nbs/data/02_check.ipynb #a686ae32
+# %% ../../nbs/data/02_check.ipynb #5be007c5
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -14,9 +14,10 @@ from ..core.errors import PoseError
 from ..core.files import read_json
 from ..core.log import Progress
 from .case import Case, build_case
-from .coco import Scan, look_at, same_images
+from .coco import same_images
 from .layout import find_layout, folders_above, locate_files
 from .rules import RULES, Hits, hits, rule
+from .scan import Scan, look_at
 from ..pose.poses import Poses
 
 # %% ../../nbs/data/02_check.ipynb #ee639ace
