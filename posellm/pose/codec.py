@@ -13,7 +13,7 @@ from ..core.errors import PoseError, unknown
 from .geometry import stride
 from .heatmap import VARIANTS, dark_offset, encode_heatmaps, peaks, quarter_offset
 
-# %% ../../nbs/pose/03_codec.ipynb #0a7ecdf9
+# %% ../../nbs/pose/03_codec.ipynb #c6678df6
 def encode_simcc(
     xy_bins,  # (B,K,2) bins
     weight,  # (B,K) 0 = not labelled
@@ -26,11 +26,12 @@ def encode_simcc(
     mu = torch.round(xy_bins)
     spread, last = mu.new_tensor(sigma), mu.new_tensor((W, H))
     seen = (weight > 0) & ((mu - 3 * spread < last) & (mu + 3 * spread + 1 >= 0)).all(-1)
-    mu = torch.where(seen[..., None], mu, torch.inf)  # the Gaussian of an infinite distance is 0
+    mu = torch.where(seen[..., None], mu, 0.)
     if out is None: out = mu.new_empty(*mu.shape[:2], W + H)
     for part, n, m, s in ((out[..., :W], W, mu[..., 0], sigma[0]), (out[..., W:], H, mu[..., 1], sigma[1])):
-        d = torch.arange(n, device=mu.device, dtype=mu.dtype) - m[..., None]
-        part.copy_(torch.exp(d * d * (-.5 / s**2)))
+        g = (torch.arange(n, device=mu.device, dtype=mu.dtype) - m[..., None]).square_().mul_(-.5 / s**2)
+        g = g.clamp_(min=-80).exp_()  # denormal results would cost ten times the rest
+        torch.mul(g, seen[..., None], out=part)
     return out, weight * seen
 
 # %% ../../nbs/pose/03_codec.ipynb #87dcc259
@@ -138,7 +139,7 @@ def decode(codec, maps) -> tuple:
         elif codec.decode_mode == "quarter": xy = xy + quarter_offset(maps, x, y)
     return xy * codec._stride(xy), conf
 
-# %% ../../nbs/pose/03_codec.ipynb #2e23b694
+# %% ../../nbs/pose/03_codec.ipynb #ceb36b15
 @torch.no_grad()
 def merge_flip(
     codec,
@@ -155,7 +156,7 @@ def merge_flip(
         W = codec.heatmap_hw[1]
         other = torch.cat([_move(other[..., :W].flip(-1), shift), other[..., W:]], -1)
     else: other = _move(other.flip(-1), shift)
-    return (maps + other) / 2
+    return torch.add(maps, other).mul_(.5)
 
 def _move(maps, columns) -> torch.Tensor:
     "Everything `columns` to the right (left if negative); the columns left behind keep what they had."
