@@ -139,8 +139,22 @@ def on_images(
     x = resample(ev, np.isin(ev.image_ids, list(ids))[None], stats)[0]
     return {k: -1. if np.isnan(v) else float(v) for k, v in zip(stats, x)}
 
-# %% ../../nbs/metrics/03_stats.ipynb #d0315caa
+# %% ../../nbs/metrics/03_stats.ipynb #b17a2266
 _normal = NormalDist()
+
+def _widen(z, n):
+    "Quantile `z` of the normal -> the one to use with a sample of `n`: Student's t (its expansion in 1/n) times sqrt(n/(n-1))."
+    v = max(n - 1, 2)
+    t = z + (z**3 + z)/(4*v) + (5*z**5 + 16*z**3 + 3*z)/(96*v**2)
+    return t*np.sqrt(1 + 1/v)
+
+def _narrow(z, n):
+    "The inverse of `_widen`."
+    lo, hi = -abs(z), abs(z)
+    for _ in range(60):
+        mid = (lo + hi)/2
+        lo, hi = (mid, hi) if _widen(mid, n) < z else (lo, mid)
+    return hi
 
 def _jackknife_skew(values):
     "Acceleration of BCa from leave-out values (Efron 1987, eq. 6.6)."
@@ -151,18 +165,19 @@ def _leave_out(n_images, groups=400, seed=0): # (groups,I) weights
     g = np.arange(n_images) if n_images <= groups else rng(seed, 'jackknife', n_images).permutation(n_images) % groups
     return (g[None] != np.arange(min(groups, n_images))[:, None]).astype(np.int32)
 
-def _limits(samples, value, level, skew=None):
-    "Percentile limits, or BCa ones when the skew is given."
-    s, tails = samples[np.isfinite(samples)], ((1 - level)/2, (1 + level)/2)
+def _limits(samples, value, level, n_images, skew=None):
+    "Percentile limits, widened for few images; or BCa ones when the skew is given."
+    s, zs = samples[np.isfinite(samples)], [_widen(_normal.inv_cdf(t), n_images) for t in ((1 - level)/2, (1 + level)/2)]
+    tails = [_normal.cdf(z) for z in zs]
     if len(s) < 2: return float('nan'), float('nan')
     if skew is not None:
         below = np.clip(((s < value).mean() + (s <= value).mean())/2, .5/len(s), 1 - .5/len(s))
-        z0 = _normal.inv_cdf(below); zs = [z0 + _normal.inv_cdf(t) for t in tails]
-        tails = [_normal.cdf(z0 + z/(1 - skew*z)) if skew*z < 1 else float(z > 0) for z in zs]
+        z0 = _normal.inv_cdf(below)
+        tails = [_normal.cdf(z0 + (z0 + z)/(1 - skew*(z0 + z))) if skew*(z0 + z) < 1 else float(z > 0) for z in zs]
     lo, hi = np.quantile(s, tails)
     return float(lo), float(hi)
 
-# %% ../../nbs/metrics/03_stats.ipynb #5fd466f0
+# %% ../../nbs/metrics/03_stats.ipynb #8982d10c
 @dataclass
 class Interval:
     "A number with its bootstrap interval."
@@ -186,10 +201,10 @@ def bootstrap(
     _check_method(method)
     samples = resample(ev, draw_images(len(ev.image_ids), n, seed), (stat,))[:, 0]
     skew = _jackknife_skew(resample(ev, _leave_out(len(ev.image_ids)), (stat,))[:, 0]) if method == 'bca' else None
-    lo, hi = _limits(samples, ev.stats[stat], level, skew)
+    lo, hi = _limits(samples, ev.stats[stat], level, len(ev.image_ids), skew)
     return Interval(stat, ev.stats[stat], lo, hi, float(np.nanstd(samples)), level, method, samples, ev.describe(stat))
 
-# %% ../../nbs/metrics/03_stats.ipynb #5d514c6b
+# %% ../../nbs/metrics/03_stats.ipynb #d7dec4da
 @dataclass
 class Difference:
     "B minus A on the same people, with its interval."
@@ -212,10 +227,11 @@ def _check_same_truth(a, b):
     for what, x, y in (('sigmas', a.sigmas, b.sigmas), ('thresholds', a.thresholds, b.thresholds)):
         if not np.array_equal(x, y): raise PoseError(f'the two evaluations use different {what}', field=what, found=np.round(y, 4).tolist(), allowed=np.round(x, 4).tolist(), todo='evaluate both in the same way')
 
-def difference_of(stat, a, b, samples, level=.95, method='percentile', skew=None) -> Difference:
-    "Difference of two values from resampled differences."
-    s = samples[np.isfinite(samples)]; lo, hi = _limits(samples, b - a, level, skew)
+def difference_of(stat, a, b, samples, n_images, level=.95, method='percentile', skew=None) -> Difference:
+    "Difference of two values from resampled differences; p is made less sure for few images, as the limits are."
+    s = samples[np.isfinite(samples)]; lo, hi = _limits(samples, b - a, level, n_images, skew)
     p = min(1., 2*(min((s <= 0).sum(), (s >= 0).sum()) + 1)/(len(s) + 1))
+    p = 2*_normal.cdf(_narrow(_normal.inv_cdf(p/2), n_images)) if p < 1 else 1.
     return Difference(stat, a, b, b - a, lo, hi, float(s.std()) if len(s) else float('nan'), float(p), level, method, samples)
 
 def paired_bootstrap(
@@ -226,7 +242,7 @@ def paired_bootstrap(
     _check_method(method); _check_same_truth(ev_a, ev_b)
     diff = lambda w: resample(ev_b, w, (stat,))[:, 0] - resample(ev_a, w, (stat,))[:, 0]
     I = len(ev_a.image_ids)
-    return difference_of(stat, ev_a.stats[stat], ev_b.stats[stat], diff(draw_images(I, n, seed)), level, method, _jackknife_skew(diff(_leave_out(I))) if method == 'bca' else None)
+    return difference_of(stat, ev_a.stats[stat], ev_b.stats[stat], diff(draw_images(I, n, seed)), I, level, method, _jackknife_skew(diff(_leave_out(I))) if method == 'bca' else None)
 
 # %% ../../nbs/metrics/03_stats.ipynb #4b676f1b
 def smallest_detectable(
@@ -248,7 +264,7 @@ def holm(
     out[order] = np.minimum(np.maximum.accumulate(p[order]*(m - np.arange(m))), 1)
     return out
 
-# %% ../../nbs/metrics/03_stats.ipynb #c665f4ac
+# %% ../../nbs/metrics/03_stats.ipynb #bec9b7f5
 def compare(
     evaluations:dict, # name -> Evaluation, in order, all on the same truth
     n:int=1000, seed:int=0, stat:str='AP', level:float=.95,
@@ -259,10 +275,10 @@ def compare(
     w = draw_images(len(evs[0].image_ids), n, seed) if evs else None
     samples, rows = [resample(e, w, (stat,))[:, 0] for e in evs], []
     for i, (name, e) in enumerate(evaluations.items()):
-        lo, hi = _limits(samples[i], e.stats[stat], level)
+        lo, hi = _limits(samples[i], e.stats[stat], level, w.shape[1])
         rows.append(dict(name=name, stat=stat, value=e.stats[stat], lo=lo, hi=hi, delta=None, delta_lo=None, delta_hi=None, p=None, verdict=''))
         if i:
-            d = difference_of(stat, evs[i-1].stats[stat], e.stats[stat], samples[i] - samples[i-1], level)
+            d = difference_of(stat, evs[i-1].stats[stat], e.stats[stat], samples[i] - samples[i-1], w.shape[1], level)
             rows[i].update(delta=d.value, delta_lo=d.lo, delta_hi=d.hi, p=d.p, verdict=d.verdict)
     for row, p in zip(rows[1:], holm([r['p'] for r in rows[1:]])):
         row['p'] = float(p)
