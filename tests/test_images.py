@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 
 from posellm.core.errors import PoseError
 from posellm.core.paths import shared_data
-from posellm.data.images import (Header, decode_image, image_kind, image_size, parse_header, read_header, read_image, turn_image, which_turn)
+from posellm.data.images import (Header, decode_image, image_kind, image_size, parse_header, read_header, read_image, read_record, turn_image, which_turn)
 
 RGB = np.full((40, 60, 3), 90, np.uint8)
 RGB[:, :20] = 200, 30, 10
@@ -80,6 +80,7 @@ def test_exif_turn(tmp_path, orientation, order):
     theirs = cv2.cvtColor(cv2.imread(str(p), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)  # OpenCV follows EXIF in JPEG
     assert (turned == theirs).all()
     assert (read_image(p, size=(40, 60)) == turned).all()
+    assert (read_record(dict(path=str(p), width=60, height=40)) == (stored if orientation > 4 else turned)).all() and (read_record(dict(file_name=str(p))) == turned).all()
     if orientation > 4: assert (read_image(p, size=(60, 40)) == stored).all()
     else: assert (read_image(p, size=(60, 40)) == turned).all()  # the size cannot tell: the note is followed
 

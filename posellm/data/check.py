@@ -90,7 +90,7 @@ class Report:
         return dict(schema=1, path=self.path, exit_code=self.exit_code, images_checked=self.images, errors=len(self.of("error")), warnings=len(self.of("warning")),
                     splits=self.splits, findings=[asdict(f) for f in self.findings])
 
-# %% ../../nbs/data/02_check.ipynb #5675e006
+# %% ../../nbs/data/02_check.ipynb #8fe87e8f
 def _text(
     report: Report,
     examples=3, # examples per finding
@@ -103,8 +103,8 @@ def _text(
     for f in report.findings:
         lines += ["", f"{f.severity.upper()} {f.id}" + (f" [{f.split}]" if f.split else "") + f": {f.count} found", f"  why: {f.why}", f"  do:  {f.todo}"]
         lines += [f"  - {e}" for e in f.examples[:examples]] + ([f"  - and {f.count - examples} more"] if f.count > examples and len(f.examples) == min(f.count, 5) else [])
-    n = [len(report.of(s)) for s in _order]
-    lines += ["", f"{n[0]} kinds of errors, {n[1]} of warnings, {n[2]} of remarks. " + ("Cannot be read." if report.exit_code == 2 else "Mend the errors before training." if n[0] else "Fit for training.")]
+    counts = [f"{n} kind{'s' * (n != 1)} of {word}" for word, n in zip(("errors", "warnings", "remarks"), (len(report.of(s)) for s in _order))]
+    lines += ["", ", ".join(counts) + ". " + ("Cannot be read." if report.exit_code == 2 else "Mend the errors before training." if report.exit_code else "Fit for training.")]
     return "\n".join(lines)
 
 Report.text = _text

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'KINDS', 'image_kind', 'looks_like', 'Header', 'parse_header', 'read_header', 'image_size', 'which_turn',
-           'turn_image', 'check_pixels', 'check_complete', 'decode_image', 'read_image']
+           'turn_image', 'check_pixels', 'check_complete', 'decode_image', 'read_image', 'read_record']
 
 # %% ../../nbs/data/00_images.ipynb #3cdccebe
 import mmap
@@ -247,3 +247,12 @@ def read_image(
     try: data = Path(path).read_bytes()
     except OSError as e: raise PoseError("cannot open image", file=path, found=str(e), todo="check the permissions") from None
     return decode_image(data, max_pixels, exif, size, path)
+
+# %% ../../nbs/data/00_images.ipynb #606c882f
+def read_record(
+    record: dict, # image record with `path` (else `file_name`) and, where known, `width` and `height`
+    max_pixels=MAX_PIXELS,
+) -> np.ndarray: # (h,w,3) RGB uint8
+    "Read the image of a COCO image record, turned as its labels expect."
+    size = record.get("width"), record.get("height")
+    return read_image(record.get("path") or record["file_name"], max_pixels, size=None if None in size else size)
