@@ -78,7 +78,7 @@ def chapter_params(
         out[target.id] = Param(target.id, kind, default, _comment(source.split('\n')[node.lineno - 1]))
     return out
 
-# %% ../../nbs/app/02_chapters.ipynb #dfc31f0f
+# %% ../../nbs/app/02_chapters.ipynb #4323b5fa
 _yes, _no, _null = ('true', 'yes', 'on', '1'), ('false', 'no', 'off', '0'), ('none', 'null', '')
 
 def _as_bool(v):
@@ -111,6 +111,7 @@ def typed(
     kinds = [k.strip() for k in param.kind.split('|')]
     if 'None' in kinds and (value is None or str(value).lower() in _null): return None
     for k in kinds:
+        if k == 'None': continue
         try: return _readers.get(k.split('[')[0], _as_literal)(value)
         except (ValueError, SyntaxError, TypeError, OverflowError): continue
     raise PoseError('not a value of the right type', file=file, field=param.name, found=value, allowed=param.kind,
