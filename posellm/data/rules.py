@@ -5,19 +5,21 @@
 # %% auto #0
 __all__ = ['RULES', 'Hits', 'Rule', 'rule', 'hits', 'people', 'image_record', 'annotation_record', 'text_ids', 'repeated_images',
            'image_id_conflict', 'file_twice', 'duplicate_ids', 'dangling_image', 'dangling_category', 'empty_split',
-           'crowd_mark', 'names_missing', 'names_order', 'keypoint_count', 'keypoint_number', 'no_keypoints_field',
-           'visibility', 'keypoints_outside', 'unlabelled_with_place', 'labelled_at_zero', 'normalised',
-           'num_keypoints', 'all_equal', 'person_twice', 'box_form', 'box_missing', 'box_negative', 'box_zero',
-           'box_xyxy', 'box_outside', 'box_keypoints', 'area_missing', 'area_form', 'area_box', 'size_missing']
+           'crowd_mark', 'number_fields', 'names_broken', 'names_missing', 'names_order', 'keypoint_count',
+           'keypoint_number', 'no_keypoints_field', 'visibility', 'keypoints_outside', 'unlabelled_with_place',
+           'labelled_at_zero', 'normalised', 'num_keypoints', 'all_equal', 'person_twice', 'box_form', 'box_missing',
+           'box_negative', 'box_zero', 'box_xyxy', 'box_outside', 'box_keypoints', 'area_missing', 'area_form',
+           'area_box', 'size_missing']
 
-# %% ../../nbs/data/01b_rules.ipynb #29922727
+# %% ../../nbs/data/01b_rules.ipynb #d950f917
 from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..core.errors import PoseError
 from .case import Case, is_id, numbers
-from ..pose.skeleton import get_skeleton, list_skeletons
+from ..pose.skeleton import get_skeleton, list_skeletons, make_skeleton
 
 # %% ../../nbs/data/01b_rules.ipynb #dcd2125d
 @dataclass
@@ -94,7 +96,7 @@ def file_twice(case):
     for i, im in case.table.items(): ids.setdefault(str(im.get("file_name")), []).append(i)
     return hits([f for f, i in ids.items() if len(i) > 1], lambda f: f"{f}: image ids {ids[f][:4]}", lambda f: ids[f][0])
 
-# %% ../../nbs/data/01b_rules.ipynb #0afad2c1
+# %% ../../nbs/data/01b_rules.ipynb #65102ae0
 @rule("duplicate-ids", "error", "Annotation ids must be unique: evaluation keeps only the last of equal ids.", "Number the annotations anew.")
 def duplicate_ids(case):
     n = Counter(a["id"] for a in case.anns if is_id(a.get("id")))
@@ -115,6 +117,17 @@ def empty_split(case):
 
 @rule("crowd-mark", "error", "iscrowd decides whether people count; it must be 0 or 1.", "Set iscrowd to 0 for single people.")
 def crowd_mark(case): return people(case, [i for i, a in enumerate(case.anns) if a.get("iscrowd", 0) not in (0, 1)], lambda i: f"iscrowd {case.anns[i]['iscrowd']!r}")
+
+@rule("number-fields", "error", "category_id, num_keypoints and track_id are whole numbers; a reader stops at anything else.", "Write numbers, or leave the field out.")
+def number_fields(case):
+    def odd(a): return next((k for k in ("category_id", "num_keypoints", "track_id") if k in a and not (numbers([a[k]]) or type(a[k]) is bool or (k == "num_keypoints" and a[k] is None))), None)
+    return people(case, [i for i, a in enumerate(case.anns) if odd(a)], lambda i: f"{odd(case.anns[i])} is {case.anns[i][odd(case.anns[i])]!r}"[:80])
+
+@rule("names-broken", "error", "Keypoint names must be different, and each left one needs its right one: mirroring exchanges them.", "Correct the names in the category.")
+def names_broken(case):
+    try: make_skeleton("check", case.names)
+    except PoseError as e: return Hits(1, [f"{e.what}: {e.found}"])
+    return Hits()
 
 @rule("names-missing", "warning", "Without keypoint names left and right are unknown, and mirroring images must be refused.", "Add `keypoints` to the category, or name the skeleton.")
 def names_missing(case): return Hits(1, [f"no keypoint names in the categories; people have {case.K} keypoints"]) if case.anns and not case.names else Hits()

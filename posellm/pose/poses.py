@@ -81,7 +81,7 @@ def concat(poses:list) -> Poses:
         if any(isinstance(v, np.ndarray) for v in vals): arrays[f.name] = np.concatenate(vals) if all(v is not None for v in vals) else None
     return replace(first, **arrays, images=images, extra=[e for p in poses for e in (p.extra or [{}]*len(p))])
 
-# %% ../../nbs/pose/01_poses.ipynb #bb80ffb0
+# %% ../../nbs/pose/01_poses.ipynb #78d89edb
 _person_fields = 'id image_id category_id keypoints num_keypoints bbox area iscrowd score track_id'.split()
 
 def _where(anns, i): return f"annotation {anns[i].get('id', f'number {i+1}')}"
@@ -96,7 +96,8 @@ def _column(anns, key, default, file, dtype=np.int64):
     "One number per annotation; a string or null is an error that names the annotation."
     try: out = np.array([a.get(key, default) for a in anns], dtype=float)
     except (TypeError, ValueError, OverflowError): out = np.array([_number(a, key, default, i, anns, file) for i, a in enumerate(anns)], float)
-    if not np.isfinite(out).all(): _number(anns[int(np.argmin(np.isfinite(out)))], key, default, int(np.argmin(np.isfinite(out))), anns, file)
+    good = np.abs(out) < 1e18 # beyond that a whole number would be cut to nonsense
+    if not good.all(): i = int(np.argmin(good)); _number(anns[i], key, default, i, anns, file)
     return out.astype(dtype) if dtype is not float else out
 
 def _ids(anns, key, file):
