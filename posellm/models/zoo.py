@@ -57,7 +57,7 @@ NICKNAMES = dict(mobilenetv2='mobilenetv2_100', mobilenetv4='mobilenetv4_conv_sm
                  vit_base='vit_base_patch16_224', vit_large='vit_large_patch16_224')
 TRAINED = {'posellm-synth-s': 'posellm-s'} # trained weights by name -> network they fit
 
-# %% ../../nbs/models/02_zoo.ipynb #8a82879e
+# %% ../../nbs/models/02_zoo.ipynb #26e89000
 def timm_entry(name:str, full:str) -> Entry: # name as asked for, timm's name with head option
     "Entry of a timm network, with `-simple` or `-classic` at the end for a ViT's head."
     net, head = re.fullmatch(r'(.+?)(?:-(simple|classic))?', full).groups()
@@ -65,7 +65,7 @@ def timm_entry(name:str, full:str) -> Entry: # name as asked for, timm's name wi
     if not timm.is_model(base): raise unknown('timm network', base, timm.list_models(), todo=_near(base))
     if timm.models.model_entrypoint(base).__module__.split('.')[-1] not in ('vision_transformer', 'deit', 'eva', 'beit'):
         if head == 'simple': raise PoseError('the simple head is made for a ViT', field='model', found=name, todo='leave out "-simple"')
-        return Entry(name, f'{base} of timm, classic head', lambda K, hw, file: TimmConv(net, K, file), timm=net)
+        return Entry(name, f'{base} of timm, classic head', lambda K, hw, file: TimmConv(net, K, hw, file), timm=net)
     p = int(m[1]) if (m := re.search(r'patch(\d+)', base)) else 16
     return Entry(name, f'{base} of timm, {head or "classic"} head', lambda K, hw, file: TimmViT(net, K, hw, head or 'classic', file),
                  tuple(math.ceil(v/p)*p for v in (256, 192)), p, timm=net)
@@ -132,7 +132,7 @@ def no_trained(name:str) -> PoseError:
     return PoseError('no trained weights come with this name yet', field='weights', found=f"{name!r} with weights='auto'",
                      allowed="None (random), 'imagenet' (trunk only), a .safetensors or .pth file, a folder, a run", todo="train with chapter 01 and give the run, or pass weights=None")
 
-# %% ../../nbs/models/02_zoo.ipynb #a206929d
+# %% ../../nbs/models/02_zoo.ipynb #419e05d0
 def create_model(
     name:str, # see `list_models`, or timm:NAME
     skeleton='coco17', # name or Skeleton
@@ -147,7 +147,8 @@ def create_model(
     if isinstance(weights, str) and weights == 'auto': raise no_trained(name)
     path = None if weights is None or weights == 'imagenet' else weights
     own = stored_spec(path) if path is not None else None
-    hw = check_input(input_hw or (own.input_hw if own else e.input_hw), e.multiple, f'{e.name}: cells of {e.multiple} pixels')
+    same = own is not None and own.name == e.name # if not, load_weights refuses them
+    hw = check_input(input_hw or (own.input_hw if same else e.input_hw), e.multiple, f'{e.name}: cells of {e.multiple} pixels')
     if weights == 'imagenet' and not e.timm: raise PoseError('there are no ImageNet weights for this network', field='weights', found=name, todo='weights=None')
     net = e.build(skeleton.K, hw, imagenet_file(e.timm) if weights == 'imagenet' else None)
     net.spec = make_spec(e, skeleton, hw, getattr(net, 'heatmap_hw', None), loss)
