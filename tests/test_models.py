@@ -145,7 +145,7 @@ def test_wrong_descriptions(saved):
 
 def test_other_skeleton_and_other_network(saved):
     error(lambda: create_model("posellm-s", "crowdpose14", weights=saved), "another skeleton", "crowdpose14", "new_head")
-    error(lambda: create_model("simplebaseline18", weights=saved), "another network")
+    error(lambda: create_model("simplebaseline18", weights=saved), "another network"); error(lambda: create_model("vit_tiny", weights=saved), "another network")
     net = create_model("posellm-s", "crowdpose14", weights=saved, new_head=True)
     assert net.spec.skeleton == get_skeleton("crowdpose14") and net.spec.input_hw == (64, 48)
 
