@@ -197,6 +197,8 @@ def damage(d, path, how, value):
 @given(st.lists(st.tuples(st.one_of(st.sampled_from(SHALLOW), st.sampled_from(PLACES)), st.sampled_from(["set", "set", "drop", "repeat"]), st.sampled_from(ODD)), min_size=1, max_size=3))
 @example([(("categories", 0, "keypoints"), "set", 5)])
 @example([(("annotations", 0, "id"), "set", math.inf)])
+@example([(("annotations",), "set", []), (("categories", 0, "keypoints"), "set", None)])
+@example([(("annotations", 0, "category_id"), "set", 1e300)])
 @example([(("annotations", 0, "bbox", 1), "set", 10**400)])
 @example([(("categories", 0, "skeleton"), "set", [1, [2], ["a", "b"]])])
 def test_damaged_files_give_poses_or_a_clear_error(tmp_path_factory, steps):

@@ -70,7 +70,7 @@ def what_kind(
     if not isinstance(d, dict): return type(d).__name__, "export in COCO keypoint format"
     return "an object with " + (", ".join(list(map(str, d))[:5]) or "nothing in it"), "export in COCO keypoint format"
 
-# %% ../../nbs/data/01a_case.ipynb #3281ee71
+# %% ../../nbs/data/01a_case.ipynb #b663a3c0
 def _category(d) -> dict:
     cats = [c for c in d["categories"] if isinstance(c, dict)]
     return next((c for c in cats if isinstance(c.get("keypoints"), list) and c["keypoints"]), cats[0] if cats else {})
@@ -99,6 +99,6 @@ def build_case(
     rows = [i for i, a in enumerate(anns) if K and numbers(a.get("keypoints"), 3*K)]
     records = [table.get(a.get("image_id") if is_id(a.get("image_id")) else None, {}) for a in anns]
     size = np.c_[_number_column([r.get("width") for r in records]), _number_column([r.get("height") for r in records])].reshape(-1, 2)
-    return Case(str(file), split, d, sum(done.values()), table, anns, names, K, np.array([anns[i]["keypoints"] for i in rows], float).reshape(-1, K, 3), np.array(rows, int),
+    return Case(str(file), split, d, sum(done.values()), table, anns, names, K, np.array([anns[i]["keypoints"] for i in rows], float).reshape(len(rows), K, 3), np.array(rows, int),
                 np.array([a["bbox"] if numbers(a.get("bbox"), 4) else [np.nan]*4 for a in anns], float).reshape(-1, 4), _number_column([a.get("area") for a in anns]),
                 np.where(size > 0, size, np.nan), np.array([a.get("iscrowd") in (1, True) for a in anns], bool))

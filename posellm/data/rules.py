@@ -171,7 +171,7 @@ def keypoints_outside(case):
     def say(i): m = at[i]; j = int(np.argmax(out[m])); return f"keypoint {j} at ({case.kpts[m, j, 0]:g}, {case.kpts[m, j, 1]:g}) in an image of {case.size[i, 0]:g} x {case.size[i, 1]:g}"
     return people(case, case.rows[out.any(1)].tolist(), say)
 
-# %% ../../nbs/data/01b_rules.ipynb #2db4b6b3
+# %% ../../nbs/data/01b_rules.ipynb #a5ba984b
 @rule("unlabelled-with-place", "info", "v = 0 means not labelled, yet the keypoint has coordinates: some tools write hidden joints so, and they are not used.", "If these joints are right, set v to 1.")
 def unlabelled_with_place(case):
     bad = ((case.kpts[..., 2] == 0) & (case.kpts[..., :2] != 0).any(-1)).sum(1)
@@ -198,7 +198,7 @@ def num_keypoints(case):
 def all_equal(case):
     on = case.on; xy = case.kpts[..., :2]
     lo, hi = (np.where(on[..., None], xy, s*np.inf) for s in (1, -1))
-    return people(case, case.rows[(on.sum(1) > 2) & (lo.min(1) == hi.max(1)).all(-1)], lambda i: "all labelled keypoints are equal")
+    return people(case, case.rows[(on.sum(1) > 2) & (lo.min(1, initial=np.inf) == hi.max(1, initial=-np.inf)).all(-1)], lambda i: "all labelled keypoints are equal")
 
 @rule("person-twice", "warning", "The same person annotated twice: one of the two can never be matched.", "Remove one.")
 def person_twice(case):
