@@ -67,14 +67,19 @@ def val_problem(n_images=5000, per_image=10, seed=0):
     return dict(images=[dict(id=i + 1, file_name=f'{i + 1}.jpg', width=640, height=480) for i in range(n_images)], annotations=anns, categories=[dict(id=1, name='person')]), results
 
 
-def judge(truth, results, sigmas=SIGMAS, coco=None, evaluator=None):
+def fresh(results):
+    """Copies, since loadRes writes into what it gets; without boxes, whose areas it would take instead of the keypoints'."""
+    return [{k: v for k, v in r.items() if k != 'bbox'} for r in results]
+
+
+def judge(truth, results, sigmas=SIGMAS, coco=None, evaluator=None, copy=True):
     """COCOeval of pycocotools (or another with the same interface), evaluated, accumulated and summarised."""
     if coco is None:
         from pycocotools.coco import COCO as coco
         from pycocotools.cocoeval import COCOeval as evaluator
     with contextlib.redirect_stdout(io.StringIO()):
         gt = coco(); gt.dataset = truth; gt.createIndex()
-        e = evaluator(gt, gt.loadRes([{k: v for k, v in r.items() if k != 'bbox'} for r in results]), 'keypoints')  # with boxes, loadRes would take their areas
+        e = evaluator(gt, gt.loadRes(fresh(results) if copy else results), 'keypoints')
         e.params.kpt_oks_sigmas = np.asarray(sigmas)
         e.evaluate(); e.accumulate(); e.summarize()
     return e

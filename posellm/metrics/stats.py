@@ -46,10 +46,12 @@ def _weights(counts, image, copy): # (B,I), (E,), (E,) -> (B,E)
     if len(tied): w[:, tied] = w[:, tied] >= copy[tied]
     return w
 
-# %% ../../nbs/metrics/03_stats.ipynb #a0979e9d
-def _needed(n_true):
-    "Smallest whole number found that reaches each recall level, in the very divisions the plain evaluation makes."
-    return np.searchsorted(np.arange(n_true + 1)/n_true, recall_levels, side='left')
+# %% ../../nbs/metrics/03_stats.ipynb #2ed3bdca
+def _needed(n_true): # (B,) -> (B,R)
+    "Smallest whole number found that reaches each recall level, by the very divisions the plain evaluation makes."
+    n = np.maximum(n_true, 1)[:, None]; k = np.ceil(recall_levels*n)
+    k += k/n < recall_levels
+    return (k - ((k - 1)/n >= recall_levels)).astype(np.int64)
 
 def _weighted(w, running, hit, counted): # (B,E), its cumulative sum, (E,), (E,)
     "found and total (B,n) at the right predictions."
@@ -64,18 +66,16 @@ def _weighted(w, running, hit, counted): # (B,E), its cumulative sum, (E,), (E,)
         total = np.cumsum(w.take(on, axis=1), axis=1, dtype=np.int32).take(np.searchsorted(on, at), axis=1)
     return np.cumsum(w.take(at, axis=1), axis=1, dtype=np.int32), total
 
-def _weighted_ap(found, total, needed): # -> (B,)
+def _weighted_ap(found, total, needed): # (B,n), (B,n), (B,R) -> (B,)
     "Mean precision at the recall levels, for each resample."
-    q = found/(total + eps)
+    B, n = found.shape; q = np.zeros((B, n + 1)) # the last column: a recall never reached
+    np.divide(found, total + eps, out=q[:, :n])
     q = np.maximum.accumulate(q[:, ::-1], axis=1)[:, ::-1]
-    out = np.zeros(len(found))
-    for b, k in enumerate(needed):
-        if k is None: out[b] = np.nan; continue
-        at = np.searchsorted(found[b], k, side='left')
-        out[b] = q[b, at[at < found.shape[1]]].sum()/len(k)
-    return out
+    apart = np.arange(B)[:, None]*(int(max(found.max(initial=0), needed.max(initial=0))) + 2) # rows one behind the other, for one search
+    at = np.searchsorted((found + apart).ravel(), (needed + apart).ravel(), side='left').reshape(B, -1) - np.arange(B)[:, None]*n
+    return np.take_along_axis(q, np.minimum(at, n), 1).mean(1)
 
-# %% ../../nbs/metrics/03_stats.ipynb #fb26f6aa
+# %% ../../nbs/metrics/03_stats.ipynb #c91667a8
 def _parts(ev, stat):
     "What a stat is made of: 'AP' or 'AR', position of its area range, positions of its thresholds."
     if stat not in ev.stats: raise unknown('stat', stat, ev.stats)
@@ -92,12 +92,12 @@ def _block(ev, c, counts, entries, stats):
         kind, a, ts = _parts(ev, stat)
         if a not in need:
             n = counts @ np.bincount(ev.gt_image[ev.gt_counts[a] & (ev.gt_category == c)], minlength=len(ev.image_ids))
-            need[a] = n, [_needed(k) if k else None for k in n]
+            need[a] = n, _needed(n)
         n, needed = need[a]; values = np.zeros(len(counts))
         for t in ts:
             if (a, t) not in curves:
                 found, total = _weighted(w, running, ev.hit[a, t, det], ev.counted[a, t, det])
-                curves[a, t] = _weighted_ap(found, total, needed), (found[:, -1] if found.shape[1] else 0)/np.where(n, n, np.nan)
+                curves[a, t] = np.where(n, _weighted_ap(found, total, needed), np.nan), (found[:, -1] if found.shape[1] else 0)/np.where(n, n, np.nan)
             values = values + curves[a, t][kind == 'AR']
         out[:, s] = values/len(ts)
     return out
