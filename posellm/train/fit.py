@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Feed', 'History', 'Fit', 'fingerprint', 'fit']
 
-# %% ../../nbs/train/08_fit.ipynb #062d9b83
+# %% ../../nbs/train/08_fit.ipynb #331ae369
 import hashlib
+import logging
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -97,9 +98,10 @@ class Fit:
         self.step, self.seconds, self.best, self.rows, self.history, self.opt, self.phase = 0, 0., None, [], [], None, None
         self.kept = None # best weights, when there is no folder to keep them in
 
-# %% ../../nbs/train/08_fit.ipynb #57ed60d2
+# %% ../../nbs/train/08_fit.ipynb #a01f4eac
 def _fabric(device, precision):
     kind = {'fp32': '32-true', 'bf16': 'bf16-mixed', 'fp16': '16-mixed'}[precision]
+    logging.getLogger('lightning_fabric').setLevel(logging.WARNING); logging.getLogger('lightning.fabric').setLevel(logging.WARNING) # the precision is in our own record
     return Fabric(accelerator=device.type, devices=[device.index or 0] if device.type == 'cuda' else 1, precision=kind)
 
 def _learnable(people, what='training'): # those with a box and a labelled keypoint

@@ -1,0 +1,121 @@
+"""Samples per second and process of the training data path, 640x480 JPEG to 256x192 crop and encoded target, everything on the CPU, one thread.
+
+Processor time of the one thread is what is compared, so that other jobs on the machine disturb little; wall time stands beside it. Contestants take turns.
+
+The peer is a plain pipeline in the manner of MMPose's `td-hm` configs (decode, flip, half body, box jitter, warp, one Gaussian at a time, each sample by itself), written here, since MMPose cannot be
+installed beside numpy 2. MMPose 1.3.2 ran at 0.43 x `cv2.imread` alone on another machine; the line "stand-in / imread" tells how near the stand-in is to that.
+
+    python bench/loader.py [--rounds 7] [--quick]
+"""
+import os
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"): os.environ[name] = "1"
+import argparse
+import copy
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+import reference_codec as ref  # noqa: E402
+from posellm.data.crops import CropStore  # noqa: E402
+from posellm.models.spec import ModelSpec  # noqa: E402
+from posellm.pose.poses import Poses  # noqa: E402
+from posellm.train.augment import Augment  # noqa: E402
+from posellm.train.fit import Feed  # noqa: E402
+from posellm.train.recipe import recipe  # noqa: E402
+
+HW, HM, K = (256, 192), (64, 48), 17
+FLIP = [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]
+GEOMETRY = Augment(brightness=0, contrast=0, saturation=0, hue=0, blur_p=0, cutout_p=0)  # what the peer's configuration does
+
+
+def photographs(folder, n):
+    """Pictures with structure at every scale, one person's labels in each."""
+    gen, images, people = np.random.default_rng(0), [], []
+    for i in range(n):
+        pic = sum(cv2.resize(gen.normal(0, 1, (480 // s, 640 // s, 3)), (640, 480), interpolation=cv2.INTER_CUBIC) * s**.7 for s in (2, 5, 16, 40, 120))
+        pic = np.clip(128 + 9 * pic, 0, 255).astype(np.uint8)
+        path = folder / f"{i}.jpg"; cv2.imwrite(str(path), pic, [cv2.IMWRITE_JPEG_QUALITY, 90])
+        x, y, w, h = gen.uniform(50, 250), gen.uniform(10, 80), gen.uniform(100, 250), gen.uniform(250, 380)
+        xy = np.stack([gen.uniform(x, x + w, K), gen.uniform(y, y + h, K)], 1)
+        images.append(dict(id=i, file_name=path.name, path=str(path), width=640, height=480))
+        people.append(dict(id=i + 1, image_id=i, category_id=1, keypoints=np.c_[xy, np.full(K, 2)].ravel().tolist(), num_keypoints=K, bbox=[x, y, w, h], area=w * h / 2, iscrowd=0))
+    return Poses.from_coco(dict(images=images, annotations=people, categories=[dict(id=1, name="person")]), skeleton="coco17")
+
+
+def plain_sample(info, gen, image=None):
+    """One training sample, step by step on dictionaries of this one person."""
+    d = copy.deepcopy(info)
+    img = cv2.imread(d["path"]) if image is None else image
+    xy, (x, y, w, h) = d["keypoints"].copy(), d["bbox"]
+    if gen.random() < .5:
+        img = np.ascontiguousarray(img[:, ::-1]); xy[:, 0] = img.shape[1] - 1 - xy[:, 0]; xy = xy[FLIP]; x = img.shape[1] - 1 - x - w
+    center, size = np.array([x + w / 2, y + h / 2]), np.array([w, h]) * 1.25
+    if gen.random() < .3:
+        sel = xy[:11] if gen.random() < .7 else xy[11:]
+        center, size = sel.mean(0), (sel.max(0) - sel.min(0)) * 1.5
+    if gen.random() < .3: center = center + np.clip(gen.normal(0, .16, 2), -.32, .32) * size
+    size = size * np.clip(gen.normal(1, .3), .5, 1.5)
+    rot = np.clip(gen.normal(0, 40), -80, 80) if gen.random() < .6 else 0.
+    W = max(size[0], size[1] * HW[1] / HW[0]); c, s = np.cos(np.deg2rad(rot)), np.sin(np.deg2rad(rot)); f = (HW[1] - 1) / W
+    M = np.array([[c * f, -s * f, 0], [s * f, c * f, 0]]); M[:, 2] = (np.array([HW[1], HW[0]]) - 1) / 2 - M[:, :2] @ center
+    crop = cv2.warpAffine(img, M, (HW[1], HW[0]), flags=cv2.INTER_LINEAR)
+    on = np.ones(K, np.float32); at = (xy @ M[:, :2].T + M[:, 2]) / ((np.array([HW[1], HW[0]]) - 1) / (np.array([HM[1], HM[0]]) - 1))
+    target, weight = ref.encode_gaussian(at.astype(np.float32), on, HM, 2, False, np.float32)
+    return torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1))), torch.from_numpy(target), torch.from_numpy(weight), dict(d, center=center, scale=size)
+
+
+def in_turns(contestants, rounds):
+    taken = {name: [] for name in contestants}
+    for r in range(rounds + 1):
+        for name, call in contestants.items():
+            cpu, wall = time.thread_time(), time.perf_counter(); n = call()
+            if r: taken[name].append((1e3 * (time.thread_time() - cpu) / n, 1e3 * (time.perf_counter() - wall) / n))
+    return taken
+
+
+def main():
+    args = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    args.add_argument("--rounds", type=int, default=7); args.add_argument("--quick", action="store_true", help="few rounds, few people")
+    args = args.parse_args(); n, rounds = (32, 2) if args.quick else (128, args.rounds)
+    torch.set_num_threads(1); cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory() as d:
+        people = photographs(Path(d), n); gen = np.random.default_rng(1)
+        print(f"{n} JPEGs of {sum(Path(i['path']).stat().st_size for i in people.images) / n / 1024:.0f} kB")
+        infos = [dict(path=im["path"], keypoints=people.xy[i], bbox=people.bbox[i], id=i, image_id=i, meta=dict(flip=FLIP, sigmas=[.05] * K, file=im)) for i, im in enumerate(people.images)]
+        decoded = [cv2.imread(i["path"]) for i in infos]
+        spec = ModelSpec("loader", "coco17", HW, HM)
+        def feed(aug, store): return Feed(store, spec, recipe("small", augment=aug, batch=32), "cpu")
+        cached = CropStore.make(people, HW, cache=Path(d) / "cache")
+        same, full = feed(GEOMETRY, cached), feed(Augment(), cached)
+        def ours(f): return [f.batch(f.host(p)) for p in range(0, n, 32)] and n
+        serial = iter(range(10**6))
+        # one decoding thread would be another thread than the one that is timed: the crops are cut by the map of this one
+        def first(): return ours(feed(GEOMETRY, CropStore(people, cut(people, same.store), HW, 1.25, "udp"))) * (next(serial) >= 0)
+        taken = in_turns({"ours, first epoch from JPEG": first, "stand-in from JPEG": lambda: len([plain_sample(i, gen) for i in infos]),
+                          "ours, from the cache": lambda: ours(same), "stand-in, image already decoded": lambda: len([plain_sample(i, gen, im) for i, im in zip(infos, decoded)]),
+                          "ours, from the cache, all augmentations": lambda: ours(full), "cv2.imread alone": lambda: len([cv2.imread(i["path"]) for i in infos])}, rounds)
+        del cached, same, full
+    mid = {k: statistics.median(c for c, _ in t) for k, t in taken.items()}
+    for k, t in taken.items(): print(f"  {k:42s} {mid[k]:6.3f} ms [{min(c for c, _ in t):.3f}-{max(c for c, _ in t):.3f}] (wall {statistics.median(w for _, w in t):.3f})   {1e3 / mid[k]:6.0f} samples/s")
+    pairs = dict(jpeg=("ours, first epoch from JPEG", "stand-in from JPEG"), cache=("ours, from the cache", "stand-in, image already decoded"))
+    print(f"  stand-in / imread: {mid['cv2.imread alone'] / mid['stand-in from JPEG']:.2f} (MMPose: 0.43)")
+    out = {k: dict(ours=round(mid[a], 3), peer=round(mid[b], 3), unit="ms/sample", peer_name=b, times_faster=round(mid[b] / mid[a], 2)) for k, (a, b) in pairs.items()}
+    print(json.dumps(out))
+
+
+def cut(people, like):
+    """The stored crops, decoded and cut by the calling thread."""
+    from posellm.data.crops import warp
+    from posellm.data.images import read_image
+    return np.stack([warp(read_image(im["path"]), like.to_store[i], like.hw) for i, im in enumerate(people.images)])
+
+
+if __name__ == "__main__": main()
