@@ -133,7 +133,7 @@ class CropStore:
         if errors: log('data.crops').warning(f'{(~good).sum()} of {len(good)} people left out: {len(errors)} images could not be read; first: {errors[0]}')
         return cls(people if good.all() else people[good], pixels if good.all() else pixels[good], input_hw, padding, family, errors, np.flatnonzero(good))
 
-# %% ../../nbs/data/20_crops.ipynb #14457156
+# %% ../../nbs/data/20_crops.ipynb #c7fe3921
 def _matrices(people, input_hw, hw, padding, family):
     return store_matrix(*box_to_crop(people.bbox, input_hw, padding), input_hw, hw, family)
 
@@ -156,7 +156,7 @@ def _open(path, n, hw): # (pixels, good, errors), or None when it has to be made
         d = read_json(path.with_suffix('.json')); pixels = np.load(path, mmap_mode='r')
         whole = (d['schema'] == 1 and d['shape'] == [n, *hw, 3] == list(pixels.shape) and pixels.dtype == np.uint8 and d['bytes'] == path.stat().st_size
                  and len(d['good']) == n and any(d['good']) and all(_sum(pixels[i]) == d['sums'][i] for i in np.unique(np.linspace(0, n - 1, 16).astype(int))))
-    except (LookupError, TypeError, ValueError, OSError): whole = False # whatever is wrong with it, it can be made again
+    except (LookupError, TypeError, ValueError, OSError, EOFError): whole = False # whatever is wrong with it, it can be made again
     if not whole: log('data.crops').warning(f'{path.name}: the cached crops are not whole; cutting them again'); return None
     return pixels, np.array(d['good'], bool), d['errors']
 
