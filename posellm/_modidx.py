@@ -544,6 +544,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'posellm.metrics.ap._average': ('metrics/ap.html#_average', 'posellm/metrics/ap.py'),
                                     'posellm.metrics.ap._check_people': ('metrics/ap.html#_check_people', 'posellm/metrics/ap.py'),
                                     'posellm.metrics.ap._check_truth': ('metrics/ap.html#_check_truth', 'posellm/metrics/ap.py'),
+                                    'posellm.metrics.ap._count': ('metrics/ap.html#_count', 'posellm/metrics/ap.py'),
                                     'posellm.metrics.ap._curve': ('metrics/ap.html#_curve', 'posellm/metrics/ap.py'),
                                     'posellm.metrics.ap._greedy': ('metrics/ap.html#_greedy', 'posellm/metrics/ap.py'),
                                     'posellm.metrics.ap._image_index': ('metrics/ap.html#_image_index', 'posellm/metrics/ap.py'),

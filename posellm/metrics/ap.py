@@ -142,13 +142,15 @@ def _match(pairs, oks, counts, crowd, thr):
         person[(at - g)[real] + rank[real] - 1] = np.broadcast_to(gt, at.shape)[real]
     return pref, on_counted, person
 
-# %% ../../nbs/metrics/01_ap.ipynb #89dfc838
+# %% ../../nbs/metrics/01_ap.ipynb #1e5c2e81
 def _curve(hit, counted, n_true, recalls):
     "Precision at recall levels, and the final recall, from flags in score order."
     place = np.flatnonzero(hit[counted]) # how many counted predictions came before each right one
     found = np.arange(1., len(place) + 1)
     precision = np.maximum.accumulate((found/(place + 1. + eps))[::-1])[::-1]
     return np.append(precision, 0.)[np.searchsorted(found/n_true, recalls, side='left')], len(place)/n_true
+
+def _count(n, one, many): return f'{n} {one if n == 1 else many}'
 
 def _average(x):
     "Mean of what exists, -1 where nothing does (as pycocotools says it)."
@@ -215,7 +217,7 @@ class Evaluation:
 
     def __repr__(self): return self.describe('AP') + f' = {self.stats["AP"]:.3f}'
 
-# %% ../../nbs/metrics/01_ap.ipynb #3e981785
+# %% ../../nbs/metrics/01_ap.ipynb #a990f23c
 def evaluate(
     truth:Poses, pred:Poses, # people of the same skeleton; pred.score ranks them
     max_dets:int=20, # predictions of an image that take part
@@ -255,11 +257,11 @@ def _accumulate(ev):
     ev.stats = ten_numbers(ev.precision, ev.recall, ev.areas, ev.thresholds)
     if not len(ev.pred): ev.notes.append('no predictions at all, so AP is 0')
     elif not len(ev.det): ev.notes.append(f'no prediction has a category of the truth ({ev.categories.tolist()}), so AP is 0')
-    if (more := len(ev.pred) - len(ev.det)) and len(ev.det): ev.notes.append(f'{more} predictions beyond the best {ev.max_dets} of their image took no part')
+    if (more := len(ev.pred) - len(ev.det)) and len(ev.det): ev.notes.append(f'{_count(more, "prediction", "predictions")} beyond the best {ev.max_dets} of their image took no part')
     if ev.truth.area_source != 'annotation': ev.notes.append(f'areas of the true people: {ev.truth.area_source}')
     return ev
 
-# %% ../../nbs/metrics/01_ap.ipynb #b14a2af3
+# %% ../../nbs/metrics/01_ap.ipynb #1820b63a
 _letters = dict(M='medium', L='large')
 
 def _people(ev, area):
@@ -271,8 +273,8 @@ def describe(self:Evaluation, stat='AP') -> str: # e.g. AP (OKS .50:.95, 218 peo
     "What a number is of."
     tail = stat[2:]; area = _letters.get(tail, tail[1:] if tail[:1] == '_' else next(iter(self.areas)))
     t = self.thresholds; span = f'.{tail}' if tail.isdigit() else f'{t[0]:.2f}:{t[-1]:.2f}'.replace('0.', '.')
-    n, m = _people(self, area)
-    return f'{stat} (OKS {span}, {n} {area + " " if tail in _letters else ""}people, {m} images{", " + self.boxes if self.boxes else ""})'
+    (n, m), size = _people(self, area), area + ' ' if tail in _letters else ''
+    return f'{stat} (OKS {span}, {_count(n, size + "person", size + "people")}, {_count(m, "image", "images")}{", " + self.boxes if self.boxes else ""})'
 
 def table(self:Evaluation) -> str:
     "All numbers with what they are of, one a line, then the notes."
