@@ -404,7 +404,7 @@ def _skull(B, P, F, hr, o):
     for r in range(3): tip[r] = P[4, r] + hr * (-1.17 * F[4, r, 1] + .5 * F[4, r, 2])
     _fan(B, tip, -1.17, .5, base, n + 3, five, four, 1.)
 
-# %% ../../nbs/data/11_mesh.ipynb #00c72c73
+# %% ../../nbs/data/11_mesh.ipynb #21edf8d3
 @njit(cache=True)
 def _blob(B, P, F, hr, x, y, z, rx, ry, rz, tilt, mat, part):
     "A small ellipsoid on the head: nose, ears, buns. Centre and radii in head units."
@@ -463,7 +463,7 @@ def _head(B, P, F, dims, o):
     _skull(B, P, F, hr, o)
     if o[11] != 5:
         for i in range(2): _blob(B, P, F, hr, .79 * (1. - 2. * i), .02, -.08, .08, .27, .17, .05, 5., 4.)
-    _blob(B, P, F, hr, 0., -.12, .93, .15, .26, .20, -.12, 5., 4.)
+    _blob(B, P, F, hr, 0., -.12, .92, .15, .26, .20, .10, 5., 4.)
     if o[9] > 1.1 and o[11] != 5: _long_hair(B, P, F, hr, o)
     if o[15] > 0 and o[9] > 1.1 and o[14] % 2 < 1: _blob(B, P, F, hr, 0., .75, -.75, .36, .36, .36, 0., 4., 17.)
     if o[11] == 1 or o[11] == 4: _brim(B, P, F, hr, o)

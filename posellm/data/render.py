@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 from numba import njit
 
-# %% ../../nbs/data/12_render.ipynb #d73ce723
-@njit(cache=True)
+# %% ../../nbs/data/12_render.ipynb #94d934b8
+@njit(cache=True, error_model="numpy")
 def project(
     V, n,           # vertices in the world, how many
     R, t,           # camera rotation (3,3) and translation: X_cam = R X + t
@@ -31,7 +31,7 @@ def project(
         w = 1. / z if z > .12 else 0.
         S[i, 0], S[i, 1], S[i, 2] = K[0] * x * w + K[2], K[1] * y * w + K[3], w
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def raster(
     S, T, M, n,     # projected vertices, triangles, materials, number of triangles
     depth, tri,     # (h,w) written: 1/z (start at `-inf` or 0), triangle (start at -1)
@@ -60,7 +60,7 @@ def raster(
                 cover[y, x] |= bit
                 if q > depth[y, x]: depth[y, x] = q; tri[y, x] = k
 
-# %% ../../nbs/data/12_render.ipynb #37be1594
+# %% ../../nbs/data/12_render.ipynb #415d469e
 TILE = 256
 
 def _spectrum(g, power, stretch=1.):
@@ -87,7 +87,9 @@ PALETTES = np.array([   # linear RGB of things in photographs: three anchors per
 def natural_colour(g: np.random.Generator, mood: int, vivid: float = .12) -> np.ndarray:    # (3,) linear RGB
     "A colour as things in photographs have them: mostly dull, sometimes vivid."
     if g.random() < vivid:
-        c = np.asarray(cv2.cvtColor(np.float32([[[g.uniform(0, 360), g.uniform(.35, 1), g.uniform(.15, .95)]]]), cv2.COLOR_HSV2RGB)[0, 0], float) ** 2.2
+        hue = (g.normal(215, 18), g.normal(10, 16), g.uniform(0, 360))[g.integers(3)] / 60
+        pure = np.clip(np.abs((np.array([0., 4., 2.]) + hue) % 6 - 3) - 1, 0, 1)
+        c = ((1 - g.uniform(.3, .95) * (1 - pure)) * g.uniform(.15, .95)) ** 2.2
     else:
         a, b = PALETTES[mood][g.integers(3)], PALETTES[mood if g.random() < .75 else g.integers(len(PALETTES))][g.integers(3)]
         c = a + (b - a) * g.random()
@@ -122,56 +124,63 @@ def photo_tiles(n: int = 24) -> np.ndarray:     # (n,256,256,3) float32 linear R
         out[i] = np.clip(img * np.clip(tex, .2, 2)[..., None], .003, 1)
     return out
 
-# %% ../../nbs/data/12_render.ipynb #1a650ed9
+# %% ../../nbs/data/12_render.ipynb #272dcdba
 ROW = 24
 CLOTH = ("plain", "rings", "lines", "checks", "camouflage", "dots", "print", "blocks", "floral")
 SURFACE = ("plain", "noise", "bricks", "wood", "clutter", "books", "windows", "grass", "leaves", "sign", "blocks")
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _lookup(tiles, k, u, v):
     "Bilinear, periodic."
     fu, fv = floor(u), floor(v)
     a, b = u - fu, v - fv
     i, j = int(fu) & 255, int(fv) & 255
     i1, j1 = (i + 1) & 255, (j + 1) & 255
-    t = tiles[k]
-    return (t[j, i] * (1 - a) + t[j, i1] * a) * (1 - b) + (t[j1, i] * (1 - a) + t[j1, i1] * a) * b
+    p = tiles[k, j, i] + (tiles[k, j, i1] - tiles[k, j, i]) * a
+    q = tiles[k, j1, i] + (tiles[k, j1, i1] - tiles[k, j1, i]) * a
+    return p + (q - p) * b
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
+def _near(tiles, k, u, v):
+    "Nearest, periodic: for what is finer than a pixel anyway."
+    return tiles[k, int(floor(v)) & 255, int(floor(u)) & 255]
+
+@njit(cache=True, error_model="numpy")
 def _photo(photo, k, u, v, s, out):
     "Nearest colour of a photo tile, times s."
     i, j = int(floor(u)) & 255, int(floor(v)) & 255
     for q in range(3): out[q] = photo[k, j, i, q] * s
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _cloth(r, u, v, lod, grey, photo, out):
     "Colour of cloth at (u,v) metres; lod is the size of a pixel in metres."
     kind = int(r[6]); m = 0.
-    su, sv = sin(2 * pi * (u * r[7] + r[13])), sin(2 * pi * (v * r[8] + r[14]))
+    su, sv = 0., 0.
+    if 1 <= kind <= 5: su, sv = sin(2 * pi * (u * r[7] + r[13])), sin(2 * pi * (v * r[8] + r[14]))
     if kind == 1: m = 1. if sv > r[9] else 0.
     elif kind == 2: m = 1. if su > r[9] else 0.
     elif kind == 3: m = .5 * (su > r[9]) + .5 * (sv > r[9])
     elif kind == 4: m = min(1., max(0., .5 + 2. * _lookup(grey, 0, u * r[7] * 40 + 91 * r[13], v * r[7] * 40)))
     elif kind == 5: m = 1. if su * sv > r[9] * .5 + .35 else 0.
-    elif kind == 6: m = 1. if abs(u - .2 + .06 * sin(r[13])) < .085 and abs(v + .30) < .075 and _lookup(grey, 7, u * 260 + 50 * r[13], v * 330) > -.4 else 0.
+    elif kind == 6: m = 1. if abs(u - .2 + .06 * sin(r[13])) < .085 and abs(v + .30) < .075 and _near(grey, 7, u * 260 + 50 * r[13], v * 330) > -.4 else 0.
     elif kind == 7: m = 1. if v > -.5 + .45 * (r[13] % 1.) else 0.
     for q in range(3): out[q] = r[q] * (1 - m) + r[3 + q] * m
     if kind == 8:
         _photo(photo, int(r[12]) % photo.shape[0], u * r[7] * 25 + 77 * r[13], v * r[7] * 25, 1., out)
         for q in range(3): out[q] = .3 * r[q] + .7 * out[q]
     fade = min(1., .004 / lod)
-    t = 1. + (.05 * _lookup(grey, 2, u * 300 + r[13] * 99, v * 300) * fade + .07 * _lookup(grey, 1, u * 60, v * 60 + r[14] * 99))
+    t = 1. + (.05 * _near(grey, 2, u * 300 + r[13] * 99, v * 300) * fade + .07 * _lookup(grey, 1, u * 60, v * 60 + r[14] * 99))
     for q in range(3): out[q] *= t
 
-# %% ../../nbs/data/12_render.ipynb #03860d21
-@njit(cache=True)
+# %% ../../nbs/data/12_render.ipynb #cf0adaeb
+@njit(cache=True, error_model="numpy")
 def _hairline(y, z, recede):
     if z > .2: line = .36 + (z - .2) * .42 + recede
     elif z > -.12: line = -.1 + (z + .12) * 1.44 + recede * max(0., (z + .12) / .32)
     else: line = -.1 + (z + .12) * .85
     return y - line
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _hat(kind, y, z):
     if kind == 1: return y - (.42 + .06 * z)
     if kind == 2: return y - (.22 + .22 * z)
@@ -180,11 +189,11 @@ def _hat(kind, y, z):
     if kind == 5: return max(y - .62, .12 - z)
     return -1.
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _mix(out, r, k, a):
     for q in range(3): out[q] = out[q] * (1 - a) + r[k + q] * a
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _features(r, x, y, out):
     "Eyes, brows, mouth, beard, glasses on the front of the head."
     ex, ey = (abs(x) - .33) / .15, (y - .10) / .075
@@ -213,7 +222,7 @@ def _features(r, x, y, out):
         elif abs(g2 - 1) < .22 or (abs(y - .12) < .03 and abs(x) < .1):
             for q in range(3): out[q] = .02
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _face(r, x, y, z, lod, grey, out):
     "Colour of the head at head coordinates (x,y,z)."
     for q in range(3): out[q] = r[q]
@@ -230,8 +239,8 @@ def _face(r, x, y, z, lod, grey, out):
     t = 1. + .05 * _lookup(grey, 1, x * 50 + 60 * r[13], y * 50)
     for q in range(3): out[q] *= t
 
-# %% ../../nbs/data/12_render.ipynb #466f8635
-@njit(cache=True)
+# %% ../../nbs/data/12_render.ipynb #c09ab3ca
+@njit(cache=True, error_model="numpy")
 def _surface(r, u, v, lod, grey, photo, out):
     "Colour of walls, floors and things at (u,v) metres."
     kind = int(r[6]); m = 0.; fu, fv = u * r[7] + r[13], v * r[8] + r[14]
@@ -240,36 +249,36 @@ def _surface(r, u, v, lod, grey, photo, out):
     if kind == 2:
         row = floor(fv); a, b = fu + .5 * (int(row) & 1) * (r[9] > .5), fv
         m = (1. if abs(a - floor(a) - .5) > .46 or abs(b - row - .5) > .44 else 0.) * min(1., .10 / (lod * max(r[7], r[8])))
-        t = 1. + .12 * _lookup(grey, 6, floor(a) * 7.0, row * 13.0)
+        t = 1. + .12 * _near(grey, 6, floor(a) * 7.0, row * 13.0)
         for q in range(3): out[q] *= t
     elif kind == 3:
-        plank = floor(fv); t = 1. + .25 * _lookup(grey, 3, v * 160 + 31 * plank, u * 40 + 17 * plank) + .15 * _lookup(grey, 6, plank * 5, 3.)
+        plank = floor(fv); t = 1. + .25 * _lookup(grey, 3, v * 160 + 31 * plank, u * 40 + 17 * plank) + .15 * _near(grey, 6, plank * 5, 3.)
         m = .7 if fv - plank < .05 else 0.
         for q in range(3): out[q] *= max(.2, t)
     elif kind == 4:
         _photo(photo, int(r[12]) % photo.shape[0], fu * 64, fv * 64, .7, out); _mix(out, r, 0, .25)
     elif kind == 5:
-        row = floor(fv); b = floor(fu * 9 + 3 * _lookup(grey, 6, row * 3, 1.)); h = fv - row
+        row = floor(fv); b = floor(fu * 9 + 3 * _near(grey, 6, row * 3, 1.)); h = fv - row
         _photo(photo, int(r[12]) % photo.shape[0], b * 37 + row * 11, b * 101, 1., out)
         if h < .12: _mix(out, r, 0, 1.)
-        elif h > .80 + .12 * _lookup(grey, 6, b, row): m = 1.
+        elif h > .80 + .12 * _near(grey, 6, b, row): m = 1.
     elif kind == 6:
         a, b = fu - floor(fu), fv - floor(fv)
         if a > .22 and b > .25:
-            s = .5 + .35 * _lookup(grey, 0, u * 20, v * 20) + .25 * _lookup(grey, 6, floor(fu) * 3, floor(fv) * 5)
+            s = .5 + .35 * _lookup(grey, 0, u * 20, v * 20) + .25 * _near(grey, 6, floor(fu) * 3, floor(fv) * 5)
             for q in range(3): out[q] = r[3 + q] * max(.05, s)
-    elif kind == 7: m = min(1., max(0., .5 + .5 * _lookup(grey, 2, u * 90, v * 90) * fine + .3 * _lookup(grey, 0, u * 6, v * 6)))
+    elif kind == 7: m = min(1., max(0., .5 + .5 * _near(grey, 2, u * 90, v * 90) * fine + .3 * _lookup(grey, 0, u * 6, v * 6)))
     elif kind == 8: m = min(1., max(0., .45 + .75 * _lookup(grey, 4, u * r[7] * 40, v * r[7] * 40)))
-    elif kind == 9: m = 1. if _lookup(grey, 7, fu * 40, floor(fv * 5) * 8 + 2.) > .2 and (fv * 5) % 1. > .35 else 0.
-    elif kind == 10: m = .5 + .3 * _lookup(grey, 7, fu * 8, fv * 8)
+    elif kind == 9: m = 1. if _near(grey, 7, fu * 40, floor(fv * 5) * 8 + 2.) > .2 and (fv * 5) % 1. > .35 else 0.
+    elif kind == 10: m = .5 + .3 * _near(grey, 7, fu * 8, fv * 8)
     _mix(out, r, 3, m)
-    t = 1. + r[9] * (.16 * _lookup(grey, 1, u * 34 + 55 * r[13], v * 34) + .22 * _lookup(grey, 0, u * 5, v * 5 + 40 * r[14])) + .06 * _lookup(grey, 6, u * 150, v * 150) * fine
+    t = 1. + r[9] * (.16 * _lookup(grey, 1, u * 34 + 55 * r[13], v * 34) + .22 * _lookup(grey, 0, u * 5, v * 5 + 40 * r[14])) + .06 * _near(grey, 6, u * 150, v * 150) * fine
     for q in range(3): out[q] *= max(.15, t)
 
-# %% ../../nbs/data/12_render.ipynb #f04bd8f2
+# %% ../../nbs/data/12_render.ipynb #edec4704
 SHADOW = 160
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _ortho(V, n, A, S):
     for i in range(n):
         for q in range(3): S[i, q] = A[q, 0] * V[i, 0] + A[q, 1] * V[i, 1] + A[q, 2] * V[i, 2] + A[q, 3]
@@ -288,22 +297,23 @@ def shadow_map(mesh, A: np.ndarray, scratch, size: int = SHADOW) -> np.ndarray: 
     raster(scratch, mesh.T, mesh.M, mesh.cnt[1], depth, tri, cover, 0.)
     return depth
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _lit(A, smap, x, y, z, bias, soft):
-    "Share of the lamp that reaches a place: mean of nine looks at the shadow map."
+    "Share of the lamp that reaches a place: mean of five looks at the shadow map."
     n = smap.shape[0]
     u = A[0, 0] * x + A[0, 1] * y + A[0, 2] * z + A[0, 3]
     v = A[1, 0] * x + A[1, 1] * y + A[1, 2] * z + A[1, 3]
     d = A[2, 0] * x + A[2, 1] * y + A[2, 2] * z + A[2, 3] + bias
+    if u < 0 or v < 0 or u >= n or v >= n: return 1.
     s = 0.
-    for i in range(-1, 2):
-        for j in range(-1, 2):
-            p, q = int(u + i * soft + .5), int(v + j * soft + .5)
-            if p < 0 or q < 0 or p >= n or q >= n or smap[q, p] <= d: s += 1.
-    return s / 9.
+    for k in range(5):
+        i, j = (1. if k == 1 else (-1. if k == 2 else 0.)), (1. if k == 3 else (-1. if k == 4 else 0.))
+        p, q = int(u + (i + .3 * j) * soft + .5), int(v + (j - .3 * i) * soft + .5)
+        if p < 0 or q < 0 or p >= n or q >= n or smap[q, p] <= d: s += .2
+    return s
 
-# %% ../../nbs/data/12_render.ipynb #b33ec082
-@njit(cache=True)
+# %% ../../nbs/data/12_render.ipynb #06f6eaf7
+@njit(cache=True, error_model="numpy")
 def _sky(env, dx, dy, dz, grey, photo, out):
     "Sky, clouds and whatever stands far away; direction need not be of unit length."
     s = 1. / sqrt(dx * dx + dz * dz + 1e-9); el = dy * s; az = dx * s * 1.2 if dz < 0 else 3. - dx * s
@@ -316,7 +326,7 @@ def _sky(env, dx, dy, dz, grey, photo, out):
     t = min(1., max(0., el * 1.6)); c = min(1., max(0., .3 + .6 * _lookup(grey, 0, az * 40, 60 * el / (.3 + abs(el))))) * env[18]
     for q in range(3): out[q] = (env[11 + q] * (1 - t) + env[8 + q] * t) * (1 - c) + c * .85 * env[11]
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _room(env, cam, dx, dy, dz):
     "Distance along the ray and which surface: 0 ground, 1 and 2 walls, 3 ceiling, -1 nothing."
     best, which = 1e9, -1
@@ -332,7 +342,7 @@ def _room(env, cam, dx, dy, dz):
             if 0 < d < best: best, which = d, 1 + k
     return best, which
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def hide_behind_room(depth, tri, cam, R, K, env):
     "Take back pixels whose triangle lies behind a wall or below the ground."
     h, w = tri.shape
@@ -343,7 +353,7 @@ def hide_behind_room(depth, tri, cam, R, K, env):
             d, which = _room(env, cam, R[0, 0] * cx + R[1, 0] * cy + R[2, 0], R[0, 1] * cx + R[1, 1] * cy + R[2, 1], R[0, 2] * cx + R[1, 2] * cy + R[2, 2])
             if 1. / depth[y, x] > d + .05: tri[y, x] = -1; depth[y, x] = 0.
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _light_at(light, A, smap, p, n, wet, out):
     "Irradiance at place p with normal n, times out."
     nl = n[0] * light[0] + n[1] * light[1] + n[2] * light[2]
@@ -352,8 +362,8 @@ def _light_at(light, A, smap, p, n, wet, out):
     up = .5 + .5 * n[1]
     for q in range(3): out[q] *= light[3 + q] * direct + (light[6 + q] * up + light[9 + q] * (1 - up)) * wet
 
-# %% ../../nbs/data/12_render.ipynb #59ecfc03
-@njit(cache=True)
+# %% ../../nbs/data/12_render.ipynb #25ecea88
+@njit(cache=True, error_model="numpy")
 def _bary(S, T, k, x, y, out):
     "Perspective-correct weights of triangle k at a pixel."
     a, b, c = T[k, 0], T[k, 1], T[k, 2]
@@ -365,21 +375,21 @@ def _bary(S, T, k, x, y, out):
     s = 1. / (u + v + w)
     out[0], out[1], out[2] = u * s, v * s, w * s
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _bump(grey, k, u, v, amount, n):
     "Tilt a normal by the slope of a tile."
+    if amount < .01: return
     d = _lookup(grey, k, u, v)
     n[0] += amount * (_lookup(grey, k, u + 1.5, v) - d); n[1] += amount * (_lookup(grey, k, u, v + 1.5) - d)
     s = 1. / sqrt(n[0] ** 2 + n[1] ** 2 + n[2] ** 2 + 1e-12)
     for q in range(3): n[q] *= s
 
-@njit(cache=True)
-def _shade_mesh(x, y, k, lod, geo, mats, grey, photo, p, n, out):
-    "Albedo of the triangle at a pixel; place and normal are written to p and n."
+@njit(cache=True, error_model="numpy")
+def _shade_mesh(x, y, k, lod, geo, mats, grey, photo, p, n, b, c, out):
+    "Albedo of the triangle at a pixel; place and normal are written to p and n (b and c are scratch)."
     S, V, A, N, T, M = geo
-    b = np.empty(3); c = np.zeros(3)
     _bary(S, T, k, x, y, b)
-    for q in range(3): p[q] = 0.; n[q] = 0.
+    for q in range(3): p[q] = 0.; n[q] = 0.; c[q] = 0.
     for j in range(3):
         i = T[k, j]
         for q in range(3): p[q] += b[j] * V[i, q]; n[q] += b[j] * N[i, q]; c[q] += b[j] * A[i, q]
@@ -393,8 +403,8 @@ def _shade_mesh(x, y, k, lod, geo, mats, grey, photo, p, n, out):
         for q in range(3): out[q] = r[q] * max(.3, t)
     return r[11]
 
-# %% ../../nbs/data/12_render.ipynb #0db168fa
-@njit(cache=True)
+# %% ../../nbs/data/12_render.ipynb #204e4e81
+@njit(cache=True, error_model="numpy")
 def shade(
     depth, tri,             # (h,w) from `raster`
     geo,                    # S, V, A, N, T, M
@@ -409,7 +419,7 @@ def shade(
 ):
     "Colour of every pixel."
     h, w = tri.shape
-    out, p, n = np.empty(3), np.empty(3), np.empty(3)
+    out, p, n, b, c = np.empty(3), np.empty(3), np.empty(3), np.empty(3), np.empty(3)
     for y in range(h):
         for x in range(w):
             cx, cy = (x - K[2]) / K[0], (y - K[3]) / K[1]
@@ -418,7 +428,7 @@ def shade(
             d, which = _room(env, cam, dx, dy, dz)
             if tri[y, x] >= 0:
                 d = 1. / depth[y, x]
-                gloss = _shade_mesh(x, y, tri[y, x], d / K[0], geo, mats, grey, photo, p, n, out)
+                gloss = _shade_mesh(x, y, tri[y, x], d / K[0], geo, mats, grey, photo, p, n, b, c, out)
                 if n[0] * dx + n[1] * dy + n[2] * dz > 0 and geo[5][tri[y, x], 3] & 1:
                     for q in range(3): n[q] = -n[q]
                 wet = .55 + .45 * min(1., max(0., p[1] / .7 + .25 + .3 * n[1]))
@@ -431,10 +441,10 @@ def shade(
                 continue
             _light_at(light, A, smap, p, n, wet, out)
             if gloss > 0: _add_gloss(light, dx, dy, dz, n, gloss, out)
-            haze = 1. - exp(-d / env[19])
+            haze = 1. - exp(-d / env[19]) if d > .02 * env[19] else 0.
             for q in range(3): img[y, x, q] = out[q] * (1 - haze) + env[11 + q] * haze
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _shade_room(which, d, p, n, env, mats, low, lowmap, K, grey, photo, out):
     "Albedo of ground, wall or ceiling at p; its normal; returns how much sky light reaches it."
     n[0], n[1], n[2] = 0., 1., 0.
@@ -448,7 +458,7 @@ def _shade_room(which, d, p, n, env, mats, low, lowmap, K, grey, photo, out):
     _surface(mats[which], p[0] * env[k + 1] - p[2] * env[k], -p[1], d / K[0], grey, photo, out)
     return .75 + .25 * min(1., p[1])
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _add_gloss(light, dx, dy, dz, n, gloss, out):
     "A soft highlight (Blinn)."
     s = 1. / sqrt(dx * dx + dy * dy + dz * dz)
@@ -457,8 +467,8 @@ def _add_gloss(light, dx, dy, dz, n, gloss, out):
     if c > 0:
         for q in range(3): out[q] += gloss * c ** 24 * light[3 + q]
 
-# %% ../../nbs/data/12_render.ipynb #65658153
-@njit(cache=True)
+# %% ../../nbs/data/12_render.ipynb #30a872cf
+@njit(cache=True, error_model="numpy")
 def soften_edges(img, tri, M, out):
     "Average over neighbours where an instance or part ends: anti-aliasing after the fact."
     h, w = tri.shape
@@ -475,7 +485,7 @@ def soften_edges(img, tri, M, out):
                     out[y, x, q] = .40 * img[y, x, q] + .11 * (img[y - 1, x, q] + img[y + 1, x, q] + img[y, x - 1, q] + img[y, x + 1, q]) + .04 * (
                         img[y - 1, x - 1, q] + img[y - 1, x + 1, q] + img[y + 1, x - 1, q] + img[y + 1, x + 1, q])
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def develop(img, gain, curve, noise, white, oy, ox, vignette, out):
     "Linear float picture to uint8: gain per channel, vignette, tone curve (table of 1024 over 0..1.5), noise."
     h, w, _ = img.shape

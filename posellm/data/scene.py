@@ -61,7 +61,7 @@ class SynthConfig:
         lo, hi = self.people
         if not 1 <= lo <= hi <= 24: raise PoseError("number of people", field="people", found=self.people, allowed="1 <= fewest <= most <= 24", todo="correct the range")
 
-# %% ../../nbs/data/13_scene.ipynb #37905dbb
+# %% ../../nbs/data/13_scene.ipynb #de492dc4
 SKIN = np.array([(.034, .017, .011), (.075, .038, .022), (.16, .080, .045), (.28, .150, .090), (.43, .255, .170), (.56, .360, .265), (.66, .460, .370)])
 HAIR = np.array([(.010, .009, .009), (.018, .012, .009), (.045, .022, .012), (.10, .050, .022), (.28, .17, .07), (.38, .36, .34), (.16, .045, .014)])
 
@@ -84,7 +84,7 @@ def person_rows(
 ) -> np.ndarray:                # (9,24) material rows
     "Materials of one person."
     r = np.zeros((9, ROW)); mood = int(g.choice(style.moods))
-    x = g.uniform(0, len(SKIN) - 1); i = min(int(x), len(SKIN) - 2)
+    x = (len(SKIN) - 1) * g.random() ** .62; i = min(int(x), len(SKIN) - 2)
     skin = np.exp((1 - x + i) * np.log(SKIN[i]) + (x - i) * np.log(SKIN[i + 1])) * np.exp(g.normal(0, .05, 3))
     dark = x < 3
     hair = HAIR[g.choice(len(HAIR), p=(.62, .3, .05, .0, .0, .03, .0) if dark else (.2, .2, .22, .16, .12, .07, .03))] * np.exp(g.normal(0, .2))
@@ -343,14 +343,14 @@ def furnish(T: Things, g, outdoor: bool, d: float, back: float, f: float, w: int
         x = g.uniform(-.65, .65) * -z * w / f
         kinds[g.integers(len(kinds))](T, x, z, g.normal(0, 25) + 90 * g.integers(2), g.uniform(.5, 2.2) * (3 if outdoor and z < -8 else 1), g.uniform(.5, 2.3) * (2.5 if outdoor and z < -8 else 1))
 
-# %% ../../nbs/data/13_scene.ipynb #6698a3f3
+# %% ../../nbs/data/13_scene.ipynb #f0fd60d7
 def surroundings(T: Things, g, kind: str, d: float) -> tuple:      # env (24,), light (13,), distance of the back wall
     "Ground, walls, sky and light that belong together. The first four material rows are ground, walls, ceiling."
     style, env, light = T.style, np.zeros(24), np.zeros(13)
     back = d + np.exp(g.uniform(np.log(.7), np.log(6.5 if kind == "indoor" else 40)))
     if kind == "indoor":
         T.row((3, 2, 0, 1, 2, 4), .05, _9=g.uniform(.2, .8)); walls = (0, 1, 0, 1, 2, 4, 5, 6, 3)
-        for _ in range(2): T.row(walls, .12, _9=g.uniform(.05, .7))
+        for _ in range(2): T.row(walls, .05, _9=g.uniform(.05, .7))
         T.row((0, 2), 0., _0=.7, _1=.7, _2=.68, _9=.1)
         a = g.normal(0, .35); b = a + g.choice((-1, 1)) * np.pi / 2
         env[1:8] = 2, np.sin(a), -np.cos(a), back * np.cos(a), np.sin(b), -np.cos(b), g.uniform(1.2, 4) + .4 * d
@@ -359,7 +359,7 @@ def surroundings(T: Things, g, kind: str, d: float) -> tuple:      # env (24,), 
         T.row((7, 7, 1, 0, 2, 1, 4), .03, _9=g.uniform(.3, 1.3), _7=g.uniform(.5, 4), _8=g.uniform(.5, 4))
         for _ in range(3): T.row((2, 6, 1, 4, 8, 9, 0), .1, _7=g.uniform(.4, 4), _8=g.uniform(.4, 4))
         if g.random() < .45: a = g.normal(0, .3); env[1:5] = 1, np.sin(a), -np.cos(a), back * np.cos(a)
-        env[19] = np.exp(g.uniform(np.log(25), np.log(400)))
+        env[19] = np.exp(g.uniform(np.log(12), np.log(60)) if g.random() < .05 else g.uniform(np.log(150), np.log(3000)))
         if T.rows[0][6] == 7 and g.random() < .7: T.rows[0][:6] = np.array([.06, .10, .025, .13, .17, .05]) * np.exp(g.normal(0, .3)) * np.exp(g.normal(0, .1, 6))
     env[8:11], env[11:14] = np.array([.18, .32, .62]) * np.exp(g.normal(0, .25)), np.array([.66, .72, .78]) * np.exp(g.normal(0, .12))
     env[14], env[15], env[16], env[17], env[18] = g.uniform(-.02, .35), g.uniform(.02, .22), g.integers(*style.tiles), g.uniform(.25, 1.), g.uniform(0, 1)
@@ -372,10 +372,10 @@ def lamp(g, kind: str) -> np.ndarray:     # (13,)
     el = np.radians(g.uniform(18, 70) if kind != "indoor" else g.uniform(25, 85))
     if g.random() < .12: az, el = np.pi / 2 + g.normal(0, .15), np.radians(g.uniform(5, 25))    # from the camera
     light[:3] = np.cos(el) * np.cos(az), np.sin(el), np.cos(el) * np.sin(az)
-    hard = g.beta(1.2, 1.2)
+    hard = g.beta(1.5, 1.1)
     warm = np.array([1., .9, .74]) if kind == "indoor" or g.random() < .25 else np.array([1., .96, .88])
     light[3:6] = warm * (.15 + 1.25 * hard)
-    light[6:9] = (np.array([.42, .5, .62]) if kind != "indoor" else np.array([.48, .45, .40])) * (1.15 - .75 * hard) * np.exp(g.normal(0, .1, 3))
+    light[6:9] = (np.array([.42, .5, .62]) if kind != "indoor" else np.array([.48, .45, .40])) * (1.12 - .86 * hard) * np.exp(g.normal(0, .1, 3))
     light[9:12] = light[6:9] * g.uniform(.25, .8) * (1.05, .95, .8)
     light[12] = .5 + 3.5 * (1 - hard) * (1.3 if kind == "indoor" else 1)
     return light
