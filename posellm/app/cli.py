@@ -190,7 +190,7 @@ def evaluate(
     got = summarise(measured, resamples, seed)
     emit(as_json, got, as_text(got, measured))
 
-# %% ../../nbs/app/04_cli.ipynb #1566cebf
+# %% ../../nbs/app/04_cli.ipynb #34f3ea41
 @app.command(epilog='Example:  posellm predict photo.jpg --weights runs/demo --out poses')
 def predict(
     source: Annotated[list[str], typer.Argument(metavar='SOURCE...', help='Images, or folders of images.')],
@@ -214,7 +214,8 @@ def predict(
     got = save_results(seen(est.stream(paths)), out, pictures)
     skipped = [str(e) for e in est.skipped]
     if not got['images']: raise PoseError('no image could be read', file=source[0], found=f'{len(skipped)} broken', todo=skipped[0] if skipped else None)
-    lines = texts + [f'{got["people"]} people in {got["images"]} images, written to {got["out"]}'] + [f'skipped: {len(skipped)}'] * bool(skipped)
+    whose = [f'boxes: {est.boxes.source}' + (f' ({est.boxes.note})' if est.boxes.note else '')] if len(paths) > 1 else []
+    lines = texts + whose + [f'{got["people"]} people in {got["images"]} images, written to {got["out"]}'] + [f'skipped: {len(skipped)}'] * bool(skipped)
     emit(as_json, dict(got, skipped=skipped, boxes_from=est.boxes.source, note=est.boxes.note, model=est.name), lines)
 
 # %% ../../nbs/app/04_cli.ipynb #1f9df3c9

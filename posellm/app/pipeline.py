@@ -101,7 +101,7 @@ class Relay:
             for line in text.replace('\r', '\n').splitlines():
                 if line.strip(): self.show(f'  {line.rstrip()}')
 
-# %% ../../nbs/app/03_pipeline.ipynb #6a0d3b7f
+# %% ../../nbs/app/03_pipeline.ipynb #c68575e3
 class ChapterError(RuntimeError):
     "A chapter stopped: which, in which cell, why."
     def __init__(self, chapter, notebook, log, seconds, cell=None, source='', ename='', evalue=''):
@@ -114,7 +114,7 @@ class ChapterError(RuntimeError):
         code = [f'    {line}' for line in self.source.strip('\n').split('\n')[:6]] if self.source else []
         why = f'{self.evalue}' if self.ename == 'PoseError' else f'{self.ename}: {self.evalue}'
         return '\n'.join([f'chapter {self.chapter} failed after {self.seconds:.0f} s{where}:', *code, why.strip()[:2000],
-                          f'executed notebook: {self.notebook}', f'log: {self.log}'])
+                          f'executed notebook: {self.notebook}', f'log: {self.log}', 'once mended, the same command with --resume goes on from here'])
 
     def to_dict(self):
         return dict(error=self.evalue, type=self.ename, chapter=self.chapter, cell=self.cell, source=self.source,
