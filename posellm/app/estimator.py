@@ -115,7 +115,7 @@ def list_images(source) -> list: # paths
     if not p.exists(): raise PoseError('there is no such image', file=p, todo='check the path')
     return [p]
 
-# %% ../../nbs/app/00_estimator.ipynb #512a78cc
+# %% ../../nbs/app/00_estimator.ipynb #343fe307
 class Estimator:
     "Finds people and their keypoints in images."
     def __init__(self,
@@ -137,10 +137,9 @@ class Estimator:
         from posellm.train.predict import predict_poses
         if not isinstance(image, np.ndarray): name, image = Path(image).name, read_image(image)
         b, s = self.boxes(image, name)
-        rec = dict(id=1, file_name=name, width=image.shape[1], height=image.shape[0], pixels=image)
+        rec = dict(id=1, file_name=name, width=image.shape[1], height=image.shape[0])
         people = people_from_boxes(b, s, rec, self.model.spec.skeleton)
-        poses = predict_poses(self.model, people, flip=self.flip, device=self.device) if len(people) else people
-        for im in poses.images: im.pop('pixels', None)
+        poses = predict_poses(self.model, people, flip=self.flip, device=self.device, read=lambda rec: image, workers=0) if len(people) else people
         return Result(name, image, poses, self.boxes.source, self.name, self.boxes.note)
 
     def __call__(self, source): # image, path, folder, or a list of them

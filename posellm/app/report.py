@@ -6,7 +6,7 @@
 __all__ = ['captions', 'last_heldout', 'similarity_of_matches', 'figures', 'gallery', 'best_match', 'crop_person', 'image_paths',
            'headline', 'processor', 'data_uri', 'write_report']
 
-# %% ../../nbs/app/01_report.ipynb #2e745a1a
+# %% ../../nbs/app/01_report.ipynb #27f4f49e
 import base64, json, platform
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 from ..core.files import read_json, write_atomic
 from ..core.paths import assets
 from ..core.run import check_schema
-from ..data.images import read_image
+from ..data.images import read_record
 from ..metrics.ap import pr_curves
 from ..metrics.oks import keypoint_similarity
 from ..stages.eval import load_row
@@ -62,20 +62,20 @@ def _row_of(root, t):
     from posellm.core.run import all_rows
     return next(r for r in all_rows(root) if r['stage'] == t['stage'] and r['row'] == t['row'] and r['split'] == t['split'] and r['role'] == t['role'])
 
-# %% ../../nbs/app/01_report.ipynb #5eee5bee
+# %% ../../nbs/app/01_report.ipynb #6e5f5432
 def gallery(
     root, row:dict, # table row
     n:int=9, side:int=320, # pixels
 ) -> list: # {image: RGB uint8, caption}
     "Truth (left) and prediction (right) of people from worst to best."
     truth, pred = load_row(_row_of(root, row)); ks = similarity_of_matches((truth, pred))
-    paths = image_paths(root, row['split'])
+    paths, images = image_paths(root, row['split']), truth.image_table()
     oks = np.array([np.nan if np.isnan(k).all() else np.nanmean(k) for k in ks]); who = np.flatnonzero(np.isfinite(oks)); who = who[np.argsort(oks[who], kind='stable')]
     out = []
     for q in np.linspace(.02, .98, n) if len(who) else ():
         i = int(who[int(q*(len(who)-1))]); j = best_match(truth, pred, i); p = paths.get(str(int(truth.image_id[i])))
         if j is None or p is None or not Path(p).exists(): continue
-        im = read_image(p); pair = [crop_person(draw_pose(im, *a, truth.skeleton), truth.bbox[i], side) for a in ((truth.xy[i], truth.vis[i]), (pred.xy[j], pred.conf[j]))]
+        im = read_record({**images[int(truth.image_id[i])], 'path': p}); pair = [crop_person(draw_pose(im, *a, truth.skeleton), truth.bbox[i], side) for a in ((truth.xy[i], truth.vis[i]), (pred.xy[j], pred.conf[j]))]
         out.append(dict(image=np.concatenate(pair, 1), caption=f'OKS {oks[i]:.2f} (rank {100*q:.0f} of 100), image {int(truth.image_id[i])}'))
     return out
 

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Poses', 'take', 'take_images', 'image_table', 'concat', 'from_coco', 'to_coco', 'to_results', 'save', 'from_results']
 
-# %% ../../nbs/pose/01_poses.ipynb #aaf8c1f7
+# %% ../../nbs/pose/01_poses.ipynb #b9321c01
 from collections import Counter
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
 
-from ..core.errors import PoseError, short
+from ..core.errors import PoseError
 from ..core.files import read_json, write_json
 from .skeleton import Skeleton, get_skeleton, skeleton_from_category
 
@@ -69,10 +69,10 @@ def image_table(self:Poses) -> dict:
 
 Poses.__getitem__, Poses.take_images, Poses.image_table = take, take_images, image_table
 
-# %% ../../nbs/pose/01_poses.ipynb #a160b238
+# %% ../../nbs/pose/01_poses.ipynb #02989025
 def concat(poses:list) -> Poses:
     "Several sets in one, images joined by id; what only some of them have (vis, cov, tracks) is dropped."
-    first, K = poses[0], poses[0].K
+    first = poses[0]
     if any(p.skeleton != first.skeleton for p in poses): raise PoseError('different skeletons cannot be joined', field='skeleton', found=[p.skeleton.name for p in poses], todo='convert them to one skeleton first')
     images = list({im['id']: im for p in poses for im in p.images}.values())
     arrays = {}
@@ -158,30 +158,37 @@ def _check_coco(d, file):
     for i, a in enumerate(d['annotations']):
         if not isinstance(a, dict): raise PoseError('an annotation is not an object', file=file, field=f'annotations: number {i+1}', found=a)
 
-# %% ../../nbs/pose/01_poses.ipynb #ffa2bc38
-def _boxes(anns, file):
-    rows = [a.get('bbox') for a in anns]
+# %% ../../nbs/pose/01_poses.ipynb #f944e380
+_no_box = (np.nan,)*4
+
+def _boxes(anns, file, key='bbox'):
+    "(N,4); NaN where there is no box. The slow look at each entry happens only when the fast way fails."
+    rows = [a.get(key) for a in anns]
+    try:
+        out = np.array([_no_box if r is None else r for r in rows], float).reshape(len(anns), 4)
+        if not (np.abs(out) >= 1e15).any() and not any(r is not None and None in r for r in rows): return out
+    except (ValueError, TypeError, OverflowError): pass
     for i, r in enumerate(rows):
         if r is not None and (not isinstance(r, (list, tuple)) or len(r) != 4 or any(isinstance(v, bool) or not isinstance(v, (int, float)) or not abs(v) < 1e15 for v in r)):
-            raise PoseError('a box is not four numbers', file=file, field=f'{_where(anns, i)}: bbox', found=r, allowed='[x, y, width, height]')
-    return np.array([r if r is not None else [np.nan]*4 for r in rows], float).reshape(len(anns), 4)
+            raise PoseError('a box is not four numbers', file=file, field=f'{_where(anns, i)}: {key}', found=r, allowed='[x, y, width, height]')
+    return np.array([_no_box if r is None else r for r in rows], float).reshape(len(anns), 4)
 
 def _area(anns, bbox, file):
     "Areas, and where they come from: COCO's own are mask areas; where a file has none, 0.53 w h stands in (CrowdPose's convention)."
     missing = np.array([a.get('area') is None for a in anns], bool)
     area = _column([a if a.get('area') is not None else {**a, 'area': 0} for a in anns] if missing.any() else anns, 'area', 0, file, float)
-    if not missing.any(): return area, 'annotation'
+    if not missing.any(): return area, None
     area[missing] = .53*bbox[missing, 2]*bbox[missing, 3]
     return area, f'box*0.53 for {int(missing.sum())} of {len(anns)}' if not missing.all() else 'box*0.53'
 
 def _box_from_keypoints(k):
     "Span of the labelled keypoints, for annotations without a box."
-    on = k[..., 2] > 0; none = ~on.any(1)
-    lo = np.where(on[..., None], k[..., :2], np.inf).min(1); hi = np.where(on[..., None], k[..., :2], -np.inf).max(1)
-    lo[none] = hi[none] = 0
-    return np.concatenate([lo, hi - lo], 1)
+    x = np.ascontiguousarray(k.transpose(2, 1, 0)); on = x[2] > 0; none = ~on.any(0) # (3,K,N): along memory
+    lo = np.where(on, x[:2], np.inf).min(1); hi = np.where(on, x[:2], -np.inf).max(1)
+    lo[:, none] = hi[:, none] = 0
+    return np.concatenate([lo, hi - lo]).T
 
-# %% ../../nbs/pose/01_poses.ipynb #7841d834
+# %% ../../nbs/pose/01_poses.ipynb #3a96113d
 def from_coco(cls,
     source, # file, or its parsed content
     skeleton=None, # name or Skeleton; None: from the file's category
@@ -200,7 +207,7 @@ def from_coco(cls,
     if dangling.any():
         i = int(np.argmax(dangling)); raise PoseError(f'{int(dangling.sum())} annotations belong to images that are not listed', file=file, field=f'{_where(anns, i)}: image_id', found=int(image_id[i]), allowed='an id in images', todo='add the image record or remove the annotations')
     no_box = np.isnan(bbox).any(1); bbox[no_box] = _box_from_keypoints(k)[no_box]
-    area, area_source = _area(anns, bbox, file)
+    area, made = _area(anns, bbox, file); area_source = made or str(source.get('area_source', 'annotation'))
     n_kp = np.where([a.get('num_keypoints') is None for a in anns], (k[..., 2] > 0).sum(1), _column([{'n': a.get('num_keypoints') or 0, 'id': a.get('id')} for a in anns], 'n', 0, file)) if anns else np.zeros(0, np.int64)
     track = _column(anns, 'track_id', -1, file) if any('track_id' in a for a in anns) else None
     return cls(xy=k[..., :2], conf=(k[..., 2] > 0).astype(float), vis=k[..., 2].astype(np.int8), bbox=bbox, area=area, area_source=area_source, score=np.ones(len(anns)), ann_id=ids, image_id=image_id,
@@ -209,7 +216,7 @@ def from_coco(cls,
 
 Poses.from_coco = classmethod(from_coco)
 
-# %% ../../nbs/pose/01_poses.ipynb #3ce80efa
+# %% ../../nbs/pose/01_poses.ipynb #c3962288
 def _num(v): # whole numbers without the point, so that a file read and written stays the same
     v = float(v); return int(v) if v == int(v) else v
 
@@ -226,12 +233,13 @@ def to_coco(self:Poses) -> dict:
         anns.append({**a, **(self.extra[i] if self.extra else {})})
     images = [{k: v for k, v in im.items() if k != 'path'} for im in self.images] # `path` is where this machine keeps the file
     info = {k: v for k, v in self.info.items() if k != 'categories'}
+    if self.area_source != 'annotation': info['area_source'] = self.area_source # areas that were made here must not pass for measured ones
     cats = self.info.get('categories') or [dict(id=1, name='person', keypoints=list(self.skeleton.keypoints), skeleton=[[a+1, b+1] for a, b in self.skeleton.edges])]
     return dict(**info, images=images, annotations=anns, categories=cats)
 
 def to_results(self:Poses) -> list:
-    "The set as a COCO results list."
-    return [dict(image_id=int(self.image_id[i]), category_id=int(self.category_id[i]), keypoints=_flat(self.xy[i], self.conf[i]), score=float(self.score[i]), bbox=[_num(x) for x in self.bbox[i]])
+    "The set as a COCO results list. The box goes under `box`: were it called `bbox`, pycocotools would take its area for that of the person instead of the keypoints' span."
+    return [dict(image_id=int(self.image_id[i]), category_id=int(self.category_id[i]), keypoints=_flat(self.xy[i], self.conf[i]), score=float(self.score[i]), box=[_num(x) for x in self.bbox[i]])
             for i in range(len(self))]
 
 def save(self:Poses, path) -> Path:
@@ -240,7 +248,7 @@ def save(self:Poses, path) -> Path:
 
 Poses.to_coco, Poses.to_results, Poses.save = to_coco, to_results, save
 
-# %% ../../nbs/pose/01_poses.ipynb #085b9069
+# %% ../../nbs/pose/01_poses.ipynb #d865d2a5
 def from_results(cls,
     source, # file, or its parsed content: a list of {image_id, category_id, keypoints, score}
     truth=None, # Poses: its images and skeleton are used
@@ -261,7 +269,8 @@ def from_results(cls,
     if truth is not None and n and (bad := ~np.isin(image_id, [im['id'] for im in images])).any():
         i = int(np.argmax(bad)); raise PoseError(f'{int(bad.sum())} of {n} results are for images that the truth does not have', file=file, field=f'result {i+1}: image_id', found=int(image_id[i]), allowed=f'an image id of {truth.file or "the truth"}', todo='give the truth file that these results were made for')
     span = _box_from_keypoints(np.concatenate([k[..., :2], np.ones((n, skel.K, 1))], -1))
-    bbox = _boxes(source, file); bbox = np.where(np.isnan(bbox), span, bbox)
+    bbox = _boxes(source, file); own = _boxes(source, file, 'box')
+    bbox = np.where(np.isnan(bbox), np.where(np.isnan(own), span, own), bbox)
     return cls(xy=k[..., :2], conf=k[..., 2], bbox=bbox, area=span[:, 2]*span[:, 3], area_source='keypoint span', score=_column(source, 'score', 0, file, float), ann_id=np.arange(1, n+1), image_id=image_id,
                category_id=_column(source, 'category_id', 1, file), iscrowd=np.zeros(n, bool), num_keypoints=np.full(n, skel.K), images=images, skeleton=skel, file=file)
 

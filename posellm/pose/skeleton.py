@@ -6,11 +6,10 @@
 __all__ = ['mirrored_name', 'flip_permutation', 'Skeleton', 'make_skeleton', 'read_skeleton', 'list_skeletons', 'get_skeleton',
            'skeleton_from_category']
 
-# %% ../../nbs/pose/00_skeleton.ipynb #9c10358c
+# %% ../../nbs/pose/00_skeleton.ipynb #f461e447
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 

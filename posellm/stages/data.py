@@ -5,33 +5,33 @@
 # %% auto #0
 __all__ = ['synth_folder', 'open_data', 'run_data', 'inputs', 'read_data', 'data_of_run']
 
-# %% ../../nbs/00_data.ipynb #5e54346c
-import hashlib
+# %% ../../nbs/00_data.ipynb #280a3d1f
+import os
 from pathlib import Path
 
 from ..core.errors import PoseError
-from ..core.files import read_json, write_json
+from ..core.files import need_space, read_json, write_json
 from ..core.log import log
 from ..core.paths import data_root
+from ..core.rng import is_test
 from ..core.run import Run
 from ..pose.poses import Poses
 
-# %% ../../nbs/00_data.ipynb #7406b33b
+# %% ../../nbs/00_data.ipynb #8fc8833e
 def synth_folder(
     n_train:int, n_val:int, n_unlabeled:int, # people, people, images
-    seed:int=0,
 ) -> Path: # an ordinary COCO data set
-    "The generated data set of that size; made at first use."
-    from posellm.data.synth import generator_version, write_synth
-    key = f'v{generator_version}-{n_train}-{n_val}-{n_unlabeled}-seed{seed}'
-    folder = data_root()/'synth'/key
+    "The first so many people of the benchmark `synth-v1`, made at first use."
+    from posellm.data.synth import synth_v1
+    v1 = synth_v1(); folder = data_root()/'synth'/f'{v1.name}-{v1.version}-{v1.checksum[:8]}-{n_train}-{n_val}-{n_unlabeled}'
     if not (folder/'done.json').exists():
-        log('data').info(f'generating {n_train} + {n_val} people and {n_unlabeled} unlabelled images into {folder}')
-        write_synth(folder, n_train=n_train, n_val=n_val, n_unlabeled=n_unlabeled, seed=seed)
-        write_json(folder/'done.json', dict(key=key))
+        workers = 1 if is_test() else min(8, os.cpu_count() or 1)
+        log('data').info(f'generating {n_train} + {n_val} people and {n_unlabeled} unlabelled images into {folder}, {workers} processes')
+        need_space(folder, 20_000*(n_train + n_val + n_unlabeled), 'the generated images')
+        v1.write(folder, workers, n_train, n_val, n_unlabeled); write_json(folder/'done.json', dict(name=v1.name, version=v1.version))
     return folder
 
-# %% ../../nbs/00_data.ipynb #b1cb3df0
+# %% ../../nbs/00_data.ipynb #aa521975
 def open_data(
     data:str, # 'synth' or a folder or file
     cfg, # preset: its n_train, n_val, n_unlabeled size the generated set
@@ -39,7 +39,7 @@ def open_data(
 ): # ({split: Poses}, name for the table)
     "Train and val people of a data set."
     from posellm.data.coco import find_layout, load_data
-    if data == 'synth': folder, name = synth_folder(cfg.n_train, cfg.n_val, cfg.n_unlabeled, seed), 'synth-v1'
+    if data == 'synth': folder, name = synth_folder(cfg.n_train, cfg.n_val, cfg.n_unlabeled), 'synth-v1'
     else: folder, name = Path(data).expanduser(), Path(data).expanduser().absolute().name
     parts = {s: load_data(folder, s, limit=limit or None, seed=seed) for s in ('train', 'val')}
     for s, p in parts.items():
