@@ -169,7 +169,7 @@ def render_cpu(
         for (x0, y0, x1, y1), rgb in zip(view.boxes[i], view.fill[i]): out[i, y0:y1, x0:x1] = rgb
     return out
 
-# %% ../../nbs/train/01_augment.ipynb #5d1dfeb1
+# %% ../../nbs/train/01_augment.ipynb #3186c86f
 def warp_torch(
     pixels, # (B,Hs,Ws,3) uint8
     M, # (B,2,3) stored -> crop pixels
@@ -177,7 +177,7 @@ def warp_torch(
 ) -> torch.Tensor: # (B,3,h,w) float32, 0..255
     "Batched bilinear warp, black outside, the same map as `warp`."
     B, Hs, Ws, _ = pixels.shape; h, w = hw; dev = pixels.device
-    inv = torch.as_tensor(invert_affine(M), dtype=torch.float32, device=dev) # crop -> stored
+    inv = torch.as_tensor(invert_affine(M).astype(np.float32), device=dev) # crop -> stored
     y, x = torch.meshgrid(torch.arange(h, device=dev, dtype=torch.float32), torch.arange(w, device=dev, dtype=torch.float32), indexing='ij')
     src = torch.stack([x, y, torch.ones_like(x)], -1).view(1, -1, 3) @ inv.mT # (B,h*w,2) stored pixels
     grid = src*(2/torch.tensor([Ws - 1, Hs - 1], device=dev)) - 1 # align_corners=True: -1 and 1 are centres of border pixels

@@ -88,7 +88,7 @@ def _answer(people, rows, xy, conf): # predictions, in the order of the people
                 extra=[], file=None, info={})
     return rescore(p)
 
-# %% ../../nbs/train/06_predict.ipynb #b15f1ad4
+# %% ../../nbs/train/06_predict.ipynb #49a643ff
 def predict_poses(
     model, # network with `.spec`
     people, # Poses: boxes and images are read, keypoints are not
@@ -110,12 +110,12 @@ def predict_poses(
     regions, _ = boxes_for(people, spec); got, start = [], time.perf_counter()
     with evaluating(model), one_cv2_thread():
         for rows, pixels, M in _batches(people, spec, batch, store, read, workers):
-            x = normalise(torch.from_numpy(np.ascontiguousarray(pixels)).to(device), spec.mean, spec.std, spec.channels)
+            x = normalise(torch.from_numpy(np.array(pixels)).to(device), spec.mean, spec.std, spec.channels)
             maps, out = _heat(model, spec, x, precision)
             if on_batch is not None: on_batch(rows, out)
             if flip: maps = codec.merge_flip(maps, _heat(model, spec, x.flip(-1), precision)[0], perm)
             xy, conf = codec.decode(maps)
-            got.append((rows, to_image(M, xy.double().cpu().numpy()), conf.double().cpu().numpy().clip(0, 1), M, maps.half().cpu().numpy() if return_maps else None))
+            got.append((rows, to_image(M, xy.cpu().double().numpy()), conf.cpu().double().numpy().clip(0, 1), M, maps.half().cpu().numpy() if return_maps else None))
     return _collect(people, got, codec, return_maps, dict(flip=flip, precision=precision, seconds=time.perf_counter() - start))
 
 # %% ../../nbs/train/06_predict.ipynb #f7cd8b81
