@@ -120,7 +120,7 @@ class ChapterError(RuntimeError):
         return dict(error=self.evalue, type=self.ename, chapter=self.chapter, cell=self.cell, source=self.source,
                     notebook=str(self.notebook), log=str(self.log), seconds=round(self.seconds, 1))
 
-# %% ../../nbs/app/03_pipeline.ipynb #5c2eec87
+# %% ../../nbs/app/03_pipeline.ipynb #69343d46
 def _quiet():
     "papermill and the kernel client warn about things that are checked here or do no harm."
     import logging
@@ -128,6 +128,7 @@ def _quiet():
     for name in ('papermill', 'traitlets', 'asyncio', 'jupyter_client'): logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings('ignore', module='(papermill|nbformat|jupyter_client|nbclient|zmq)')
     os.environ.setdefault('PYDEVD_DISABLE_FILE_VALIDATION', '1')
+    os.environ.setdefault('PYTHONWARNINGS', 'ignore:IProgress not found') # tqdm asks for a widget that nobody would see
 
 def _braces(path): return str(path).replace('{', '{{').replace('}', '}}') # papermill reads its paths as format strings
 
