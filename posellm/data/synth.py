@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['THICK', 'MIN_AREA', 'CATEGORY', 'VERSION', 'PARTS', 'Layers', 'layers', 'visibility', 'hidden_shares', 'rle', 'unrle',
            'Scene', 'make_scene', 'picture', 'contact_sheet', 'make_sequence', 'SynthDataset', 'annotation',
-           'image_record', 'write_synth', 'Benchmark', 'synth_v1', 'label_doc', 'checksum', 'composition', 'mean_pose']
+           'image_record', 'write_synth', 'Benchmark', 'synth_v1', 'label_doc', 'checksum', 'composition', 'mean_pose',
+           'define_synth_v1']
 
 # %% ../../nbs/data/14_synth.ipynb #31b14b05
 from concurrent.futures import ProcessPoolExecutor
@@ -412,3 +413,19 @@ def mean_pose(doc: dict) -> list:           # COCO results
     k = np.array([a["keypoints"] for a in A]).reshape(-1, 17, 3); b = np.array([a["bbox"] for a in A])[:, None]
     m = np.nanmean(np.where(k[..., 2:] > 0, (k[..., :2] - b[..., :2]) / b[..., 2:], np.nan), 0)
     return [dict(image_id=a["image_id"], category_id=1, score=1., keypoints=np.concatenate([b_[0, :2] + m * b_[0, 2:], np.ones((17, 1))], 1).reshape(-1).tolist()) for a, b_ in zip(A, b)]
+
+# %% ../../nbs/data/14_synth.ipynb #faa31a3f
+def define_synth_v1(
+    seed: int = 2017,                   # of the benchmark
+    n_train: int = 800, n_val: int = 1000,      # people with keypoints
+    n_unlabeled: int = 2000,            # pictures
+    config: SynthConfig = None,         # None: the custom look
+    workers: int = 1
+) -> dict:                              # what was written
+    "Compute the labels' checksum and composition and write the asset file."
+    path = assets() / "synth_v1.json"; config = config or SynthConfig(style="custom")
+    if path.exists() and read_json(path).get("frozen"): raise PoseError("the benchmark is frozen", file=path, field="frozen", found=True, allowed=False, todo="define a new benchmark under another name")
+    doc = label_doc(seed, n_val, config, workers=workers)
+    out = dict(name="synth-v1", seed=seed, n_train=n_train, n_val=n_val, n_unlabeled=n_unlabeled, version=VERSION, config=asdict(config), checksum=checksum(doc), frozen=False, composition=composition(doc))
+    write_json(path, out, indent=1)
+    return out
