@@ -95,7 +95,7 @@ def natural_colour(g: np.random.Generator, mood: int, vivid: float = .12) -> np.
         c = a + (b - a) * g.random()
     return np.clip(c * np.exp(g.normal(0, .35)) * np.exp(g.normal(0, .06, 3)), .004, .95)
 
-# %% ../../nbs/data/12_render.ipynb #92615d98
+# %% ../../nbs/data/12_render.ipynb #80343d1c
 def _leaf(g, img, size, colour):
     "One shape of a dead-leaves tile, drawn at all its periodic places."
     kind, ang = g.integers(6), g.uniform(0, 360) if g.random() < .4 else g.choice((0., 90.)) + g.normal(0, 2)
@@ -111,20 +111,20 @@ def _leaf(g, img, size, colour):
             else: cv2.ellipse(img, tuple(np.int32(o * 16)), (int(w * 16), int(h * 16)), ang, 0, 360, colour, -1, cv2.LINE_AA, 4)
 
 @lru_cache(1)
-def photo_tiles(n: int = 24) -> np.ndarray:     # (n,256,256,3) float32 linear RGB
+def photo_tiles(n: int = 24) -> np.ndarray:     # (n,256,256,3) uint8, 255 times the square root of linear RGB
     "Dead-leaves pictures with shading and 1/f texture on every leaf."
     g, grey = np.random.Generator(np.random.Philox(20_002)), grey_tiles()
-    out = np.empty((n, TILE, TILE, 3), np.float32)
+    out = np.empty((n, TILE, TILE, 3), np.uint8)
     for i in range(n):
         mood = i % len(PALETTES); img = np.empty((TILE, TILE, 3), np.float32); img[:] = natural_colour(g, mood)
         small = (5., 2.5, 9.)[i // len(PALETTES) % 3]
         for _ in range(int(260 * 5 / small)):
             _leaf(g, img, float(np.clip(small * (1 - g.random()) ** -.62, small, 90)), tuple(float(v) for v in natural_colour(g, mood, .10)))
         tex = 1 + .16 * grey[1] + .10 * np.roll(grey[2], i * 31, 0) + .15 * np.roll(grey[0], i * 17, 1)
-        out[i] = np.clip(img * np.clip(tex, .2, 2)[..., None], .003, 1)
+        out[i] = np.sqrt(np.clip(img * np.clip(tex, .2, 2)[..., None], .003, 1)) * 255
     return out
 
-# %% ../../nbs/data/12_render.ipynb #272dcdba
+# %% ../../nbs/data/12_render.ipynb #2fd91f4f
 ROW = 24
 CLOTH = ("plain", "rings", "lines", "checks", "camouflage", "dots", "print", "blocks", "floral")
 SURFACE = ("plain", "noise", "bricks", "wood", "clutter", "books", "windows", "grass", "leaves", "sign", "blocks")
@@ -146,33 +146,39 @@ def _near(tiles, k, u, v):
     return tiles[k, int(floor(v)) & 255, int(floor(u)) & 255]
 
 @njit(cache=True, error_model="numpy")
-def _photo(photo, k, u, v, s, out):
-    "Nearest colour of a photo tile, times s."
-    i, j = int(floor(u)) & 255, int(floor(v)) & 255
-    for q in range(3): out[q] = photo[k, j, i, q] * s
+def _photo(photo, k, u, v, s):
+    "Nearest colour of a photo tile (stored as 255 times the root), times s."
+    i, j, n = int(floor(u)) & 255, int(floor(v)) & 255, k % photo.shape[0]
+    r, g, b = photo[n, j, i, 0] / 255., photo[n, j, i, 1] / 255., photo[n, j, i, 2] / 255.
+    return r * r * s, g * g * s, b * b * s
 
 @njit(cache=True, error_model="numpy")
-def _cloth(r, u, v, lod, grey, photo, out):
-    "Colour of cloth at (u,v) metres; lod is the size of a pixel in metres."
-    kind = int(r[6]); m = 0.
-    su, sv = 0., 0.
-    if 1 <= kind <= 5: su, sv = sin(2 * pi * (u * r[7] + r[13])), sin(2 * pi * (v * r[8] + r[14]))
-    if kind == 1: m = 1. if sv > r[9] else 0.
-    elif kind == 2: m = 1. if su > r[9] else 0.
-    elif kind == 3: m = .5 * (su > r[9]) + .5 * (sv > r[9])
-    elif kind == 4: m = min(1., max(0., .5 + 2. * _lookup(grey, 0, u * r[7] * 40 + 91 * r[13], v * r[7] * 40)))
-    elif kind == 5: m = 1. if su * sv > r[9] * .5 + .35 else 0.
-    elif kind == 6: m = 1. if abs(u - .2 + .06 * sin(r[13])) < .085 and abs(v + .30) < .075 and _near(grey, 7, u * 260 + 50 * r[13], v * 330) > -.4 else 0.
-    elif kind == 7: m = 1. if v > -.5 + .45 * (r[13] % 1.) else 0.
-    for q in range(3): out[q] = r[q] * (1 - m) + r[3 + q] * m
-    if kind == 8:
-        _photo(photo, int(r[12]) % photo.shape[0], u * r[7] * 25 + 77 * r[13], v * r[7] * 25, 1., out)
-        for q in range(3): out[q] = .3 * r[q] + .7 * out[q]
-    fade = min(1., .004 / lod)
-    t = 1. + (.05 * _near(grey, 2, u * 300 + r[13] * 99, v * 300) * fade + .07 * _lookup(grey, 1, u * 60, v * 60 + r[14] * 99))
-    for q in range(3): out[q] *= t
+def _mixed(mats, i, r, g, b, k, a):
+    "Colour (r,g,b) mixed with colour k of row i."
+    return r + (mats[i, k] - r) * a, g + (mats[i, k + 1] - g) * a, b + (mats[i, k + 2] - b) * a
 
-# %% ../../nbs/data/12_render.ipynb #cf0adaeb
+@njit(cache=True, error_model="numpy")
+def _cloth(mats, i, u, v, lod, grey, photo):
+    "Colour of cloth at (u,v) metres; lod is the size of a pixel in metres."
+    kind = int(mats[i, 6]); m, s13 = 0., mats[i, 13]
+    su, sv = 0., 0.
+    if 1 <= kind <= 5: su, sv = sin(2 * pi * (u * mats[i, 7] + s13)), sin(2 * pi * (v * mats[i, 8] + mats[i, 14]))
+    if kind == 1: m = 1. if sv > mats[i, 9] else 0.
+    elif kind == 2: m = 1. if su > mats[i, 9] else 0.
+    elif kind == 3: m = .5 * (su > mats[i, 9]) + .5 * (sv > mats[i, 9])
+    elif kind == 4: m = min(1., max(0., .5 + 2. * _lookup(grey, 0, u * mats[i, 7] * 40 + 91 * s13, v * mats[i, 7] * 40)))
+    elif kind == 5: m = 1. if su * sv > mats[i, 9] * .5 + .35 else 0.
+    elif kind == 6: m = 1. if abs(u - .2 + .06 * sin(s13)) < .085 and abs(v + .30) < .075 and _near(grey, 7, u * 260 + 50 * s13, v * 330) > -.4 else 0.
+    elif kind == 7: m = 1. if v > -.5 + .45 * (s13 % 1.) else 0.
+    r, g, b = mats[i, 0], mats[i, 1], mats[i, 2]
+    if m > 0: r, g, b = _mixed(mats, i, r, g, b, 3, m)
+    if kind == 8:
+        x, y, z = _photo(photo, int(mats[i, 12]), u * mats[i, 7] * 25 + 77 * s13, v * mats[i, 7] * 25, .7)
+        r, g, b = .3 * r + x, .3 * g + y, .3 * b + z
+    t = 1. + .05 * _near(grey, 2, u * 300 + s13 * 99, v * 300) * min(1., .004 / lod) + .07 * _lookup(grey, 1, u * 60, v * 60 + mats[i, 14] * 99)
+    return r * t, g * t, b * t
+
+# %% ../../nbs/data/12_render.ipynb #3f11a20a
 @njit(cache=True, error_model="numpy")
 def _hairline(y, z, recede):
     if z > .2: line = .36 + (z - .2) * .42 + recede
@@ -190,92 +196,97 @@ def _hat(kind, y, z):
     return -1.
 
 @njit(cache=True, error_model="numpy")
-def _mix(out, r, k, a):
-    for q in range(3): out[q] = out[q] * (1 - a) + r[k + q] * a
+def _eyes(mats, i, x, y, r, g, b):
+    "Eyes, brows and glasses."
+    ax = abs(x); ey = (y - .10) / .075
+    if ((ax - .33) / .15) ** 2 + ey * ey < 1:
+        r, g, b = .55 + .1 * r, .55 + .1 * g, .55 + .1 * b
+        if ((ax - .33) / .075) ** 2 + (ey * .9) ** 2 < 1: s = .05 * mats[i, 14]; r, g, b = .03 + s * mats[i, 0], .03 + s * mats[i, 1], .03 + s * mats[i, 2]
+        if ey > .35: r, g, b = .25 * r, .25 * g, .25 * b
+    if abs((y - .27) / .035 + .8 * ((ax - .33) / .2) ** 2) < 1 and abs(ax - .34) < .19: r, g, b = _mixed(mats, i, r, g, b, 3, .75)
+    if mats[i, 21] > 0:
+        g2 = ((ax - .34) / .25) ** 2 + ((y - .08) / .19) ** 2
+        if (mats[i, 21] > .8 and g2 < 1) or abs(g2 - 1) < .22 or (abs(y - .12) < .03 and ax < .1): r, g, b = .02, .02, .02
+    return r, g, b
 
 @njit(cache=True, error_model="numpy")
-def _features(r, x, y, out):
-    "Eyes, brows, mouth, beard, glasses on the front of the head."
-    ex, ey = (abs(x) - .33) / .15, (y - .10) / .075
-    e2 = ex * ex + ey * ey
-    shade = exp(-.6 * ((abs(x) - .32) / .2) ** 2 - ((y - .12) / .16) ** 2) * .35 + .3 * exp(-((abs(x) - .11) / .05) ** 2 - ((y + .36) / .05) ** 2)
-    if abs(x) > .12: shade += .25 * exp(-((abs(x) - .20) / .07) ** 2 - ((y + .15) / .22) ** 2) * .5
-    for q in range(3): out[q] *= 1 - shade
-    if r[20] > 0 and y < -.28 + .25 * (abs(x) > .5): _mix(out, r, 3, r[20])
-    mx, my = x / .27, (y + .58) / (.065 + .03 * r[13])
-    m2 = mx * mx + my * my
-    if m2 < 1:
-        out[0] *= .85; out[1] *= .50; out[2] *= .52
-        if abs(my) < .22 + .5 * (r[14] > .8):
-            for q in range(3): out[q] = out[q] * .35 + (.5 if r[14] > .8 else 0.)
-    if e2 < 1:
-        for q in range(3): out[q] = .55 + .1 * out[q]
-        if ((abs(x) - .33) / .075) ** 2 + (ey * .9) ** 2 < 1:
-            for q in range(3): out[q] = .03 + .05 * r[q] * r[14]
-        if ey > .35:
-            for q in range(3): out[q] *= .25
-    if abs((y - .27) / .035 + .8 * ((abs(x) - .33) / .2) ** 2) < 1 and abs(abs(x) - .34) < .19: _mix(out, r, 3, .75)
-    if r[21] > 0:
-        g2 = ((abs(x) - .34) / .25) ** 2 + ((y - .08) / .19) ** 2
-        if r[21] > .8 and g2 < 1:
-            for q in range(3): out[q] = .03
-        elif abs(g2 - 1) < .22 or (abs(y - .12) < .03 and abs(x) < .1):
-            for q in range(3): out[q] = .02
+def _features(mats, i, x, y, r, g, b):
+    "What is on the front of the head: shades, beard, mouth, and what belongs to the eyes."
+    ax = abs(x)
+    shade = exp(-.6 * ((ax - .32) / .2) ** 2 - ((y - .12) / .16) ** 2) * .35 + .3 * exp(-((ax - .11) / .05) ** 2 - ((y + .36) / .05) ** 2)
+    if ax > .12: shade += .12 * exp(-((ax - .20) / .07) ** 2 - ((y + .15) / .22) ** 2)
+    r, g, b = r * (1 - shade), g * (1 - shade), b * (1 - shade)
+    if mats[i, 20] > 0 and y < -.28 + .25 * (ax > .5): r, g, b = _mixed(mats, i, r, g, b, 3, mats[i, 20])
+    my = (y + .58) / (.065 + .03 * (mats[i, 13] % 1.))
+    if (x / .27) ** 2 + my * my < 1:
+        r, g, b = r * .85, g * .50, b * .52
+        smile = mats[i, 14] > .8
+        if abs(my) < .22 + .5 * smile: s = .5 * smile; r, g, b = r * .35 + s, g * .35 + s, b * .35 + s
+    return _eyes(mats, i, x, y, r, g, b)
 
 @njit(cache=True, error_model="numpy")
-def _face(r, x, y, z, lod, grey, out):
+def _face(mats, i, x, y, z, grey):
     "Colour of the head at head coordinates (x,y,z)."
-    for q in range(3): out[q] = r[q]
-    if x > 1.4: return
-    edge = .10 * _lookup(grey, 1, x * 60 + 40 * r[13], (y + z) * 60)
-    if _hat(r[22], y, z) > 0 or (r[22] == 5 and y < -1.):
-        for q in range(3): out[q] = r[16 + q]
-        return
-    if r[23] > .02 and _hairline(y, z, r[19]) + edge > 0:
-        s = (1. + .22 * _lookup(grey, 3, z * 30 + 70 * r[13], (x + y) * 60)) * (.55 + .45 * min(1., r[23] * 4))
-        for q in range(3): out[q] = r[3 + q] * s + out[q] * (1 - min(1., r[23] * 8)) * .7
-        return
-    if z > .15: _features(r, x, y, out)
-    t = 1. + .05 * _lookup(grey, 1, x * 50 + 60 * r[13], y * 50)
-    for q in range(3): out[q] *= t
+    r, g, b = mats[i, 0], mats[i, 1], mats[i, 2]
+    if x > 1.4: return r, g, b
+    if _hat(mats[i, 22], y, z) > 0 or (mats[i, 22] == 5 and y < -1.): return mats[i, 16], mats[i, 17], mats[i, 18]
+    hair = mats[i, 23]
+    if hair > .02 and _hairline(y, z, mats[i, 19]) + .10 * _lookup(grey, 1, x * 60 + 40 * mats[i, 13], (y + z) * 60) > 0:
+        s = (1. + .22 * _lookup(grey, 3, z * 30 + 70 * mats[i, 13], (x + y) * 60)) * (.55 + .45 * min(1., hair * 4)); k = .7 * (1 - min(1., hair * 8))
+        return mats[i, 3] * s + r * k, mats[i, 4] * s + g * k, mats[i, 5] * s + b * k
+    if z > .15: r, g, b = _features(mats, i, x, y, r, g, b)
+    t = 1. + .05 * _lookup(grey, 1, x * 50 + 60 * mats[i, 13], y * 50)
+    return r * t, g * t, b * t
 
-# %% ../../nbs/data/12_render.ipynb #c09ab3ca
+# %% ../../nbs/data/12_render.ipynb #694b3fee
 @njit(cache=True, error_model="numpy")
-def _surface(r, u, v, lod, grey, photo, out):
-    "Colour of walls, floors and things at (u,v) metres."
-    kind = int(r[6]); m = 0.; fu, fv = u * r[7] + r[13], v * r[8] + r[14]
-    for q in range(3): out[q] = r[q]
-    fine = min(1., .02 / lod)
+def _built(mats, i, kind, u, v, fu, fv, lod, grey, r, g, b):
+    "Bricks, planks and windows: base colour and how much of the second colour."
+    m = 0.
     if kind == 2:
-        row = floor(fv); a, b = fu + .5 * (int(row) & 1) * (r[9] > .5), fv
-        m = (1. if abs(a - floor(a) - .5) > .46 or abs(b - row - .5) > .44 else 0.) * min(1., .10 / (lod * max(r[7], r[8])))
+        row = floor(fv); a = fu + .5 * (int(row) & 1) * (mats[i, 9] > .5)
+        m = (1. if abs(a - floor(a) - .5) > .46 or abs(fv - row - .5) > .44 else 0.) * min(1., .10 / (lod * max(mats[i, 7], mats[i, 8])))
         t = 1. + .12 * _near(grey, 6, floor(a) * 7.0, row * 13.0)
-        for q in range(3): out[q] *= t
     elif kind == 3:
-        plank = floor(fv); t = 1. + .25 * _lookup(grey, 3, v * 160 + 31 * plank, u * 40 + 17 * plank) + .15 * _near(grey, 6, plank * 5, 3.)
-        m = .7 if fv - plank < .05 else 0.
-        for q in range(3): out[q] *= max(.2, t)
-    elif kind == 4:
-        _photo(photo, int(r[12]) % photo.shape[0], fu * 64, fv * 64, .7, out); _mix(out, r, 0, .25)
-    elif kind == 5:
-        row = floor(fv); b = floor(fu * 9 + 3 * _near(grey, 6, row * 3, 1.)); h = fv - row
-        _photo(photo, int(r[12]) % photo.shape[0], b * 37 + row * 11, b * 101, 1., out)
-        if h < .12: _mix(out, r, 0, 1.)
-        elif h > .80 + .12 * _near(grey, 6, b, row): m = 1.
-    elif kind == 6:
-        a, b = fu - floor(fu), fv - floor(fv)
-        if a > .22 and b > .25:
-            s = .5 + .35 * _lookup(grey, 0, u * 20, v * 20) + .25 * _near(grey, 6, floor(fu) * 3, floor(fv) * 5)
-            for q in range(3): out[q] = r[3 + q] * max(.05, s)
+        plank = floor(fv); m = .7 if fv - plank < .05 else 0.
+        t = max(.2, 1. + .25 * _lookup(grey, 3, v * 160 + 31 * plank, u * 40 + 17 * plank) + .15 * _near(grey, 6, plank * 5, 3.))
+    else:
+        t = 1.
+        if fu - floor(fu) > .22 and fv - floor(fv) > .25:
+            s = max(.05, .5 + .35 * _lookup(grey, 0, u * 20, v * 20) + .25 * _near(grey, 6, floor(fu) * 3, floor(fv) * 5))
+            r, g, b = mats[i, 3] * s, mats[i, 4] * s, mats[i, 5] * s
+    return r * t, g * t, b * t, m
+
+@njit(cache=True, error_model="numpy")
+def _printed(mats, i, kind, fu, fv, grey, photo):
+    "Clutter and books: colours from photo tiles."
+    if kind == 4:
+        r, g, b = _photo(photo, int(mats[i, 12]), fu * 64, fv * 64, .7)
+        return r * .75 + .25 * mats[i, 0], g * .75 + .25 * mats[i, 1], b * .75 + .25 * mats[i, 2], 0.
+    row = floor(fv); k = floor(fu * 9 + 3 * _near(grey, 6, row * 3, 1.)); h = fv - row
+    if h < .12: return mats[i, 0], mats[i, 1], mats[i, 2], 0.
+    r, g, b = _photo(photo, int(mats[i, 12]), k * 37 + row * 11, k * 101, 1.)
+    return r, g, b, (1. if h > .80 + .12 * _near(grey, 6, k, row) else 0.)
+
+@njit(cache=True, error_model="numpy")
+def _surface(mats, i, u, v, lod, grey, photo):
+    "Colour of walls, floors and things at (u,v) metres."
+    kind = int(mats[i, 6]); m = 0.; fu, fv = u * mats[i, 7] + mats[i, 13], v * mats[i, 8] + mats[i, 14]
+    r, g, b = mats[i, 0], mats[i, 1], mats[i, 2]
+    fine = min(1., .02 / lod)
+    if kind == 2 or kind == 3 or kind == 6: r, g, b, m = _built(mats, i, kind, u, v, fu, fv, lod, grey, r, g, b)
+    elif kind == 4 or kind == 5: r, g, b, m = _printed(mats, i, kind, fu, fv, grey, photo)
     elif kind == 7: m = min(1., max(0., .5 + .5 * _near(grey, 2, u * 90, v * 90) * fine + .3 * _lookup(grey, 0, u * 6, v * 6)))
-    elif kind == 8: m = min(1., max(0., .45 + .75 * _lookup(grey, 4, u * r[7] * 40, v * r[7] * 40)))
+    elif kind == 8: m = min(1., max(0., .45 + .75 * _lookup(grey, 4, u * mats[i, 7] * 40, v * mats[i, 7] * 40)))
     elif kind == 9: m = 1. if _near(grey, 7, fu * 40, floor(fv * 5) * 8 + 2.) > .2 and (fv * 5) % 1. > .35 else 0.
     elif kind == 10: m = .5 + .3 * _near(grey, 7, fu * 8, fv * 8)
-    _mix(out, r, 3, m)
-    t = 1. + r[9] * (.16 * _lookup(grey, 1, u * 34 + 55 * r[13], v * 34) + .22 * _lookup(grey, 0, u * 5, v * 5 + 40 * r[14])) + .06 * _near(grey, 6, u * 150, v * 150) * fine
-    for q in range(3): out[q] *= max(.15, t)
+    if m > 0: r, g, b = _mixed(mats, i, r, g, b, 3, m)
+    w = mats[i, 9]
+    t = 1. + w * (.16 * _lookup(grey, 1, u * 34 + 55 * mats[i, 13], v * 34) + .22 * _lookup(grey, 0, u * 5, v * 5 + 40 * mats[i, 14])) + .06 * _near(grey, 6, u * 150, v * 150) * fine
+    t = max(.15, t)
+    return r * t, g * t, b * t
 
-# %% ../../nbs/data/12_render.ipynb #edec4704
+# %% ../../nbs/data/12_render.ipynb #7bdfd38f
 SHADOW = 160
 
 @njit(cache=True, error_model="numpy")
@@ -295,36 +306,34 @@ def shadow_map(mesh, A: np.ndarray, scratch, size: int = SHADOW) -> np.ndarray: 
     _ortho(mesh.V, mesh.cnt[0], A, scratch)
     depth, tri, cover = np.full((size, size), -1e9), np.empty((size, size), np.int32), np.zeros((size, size), np.uint32)
     raster(scratch, mesh.T, mesh.M, mesh.cnt[1], depth, tri, cover, 0.)
-    return depth
+    return depth.astype(np.float32)
 
 @njit(cache=True, error_model="numpy")
 def _lit(A, smap, x, y, z, bias, soft):
-    "Share of the lamp that reaches a place: mean of five looks at the shadow map."
+    "Share of the lamp that reaches a place: mean of four looks at the shadow map."
     n = smap.shape[0]
     u = A[0, 0] * x + A[0, 1] * y + A[0, 2] * z + A[0, 3]
     v = A[1, 0] * x + A[1, 1] * y + A[1, 2] * z + A[1, 3]
+    if u < 5 or v < 5 or u > n - 6 or v > n - 6: return 1.
     d = A[2, 0] * x + A[2, 1] * y + A[2, 2] * z + A[2, 3] + bias
-    if u < 0 or v < 0 or u >= n or v >= n: return 1.
-    s = 0.
-    for k in range(5):
-        i, j = (1. if k == 1 else (-1. if k == 2 else 0.)), (1. if k == 3 else (-1. if k == 4 else 0.))
-        p, q = int(u + (i + .3 * j) * soft + .5), int(v + (j - .3 * i) * soft + .5)
-        if p < 0 or q < 0 or p >= n or q >= n or smap[q, p] <= d: s += .2
-    return s
+    a, b = .9 * soft, .35 * soft
+    s = .25 * (smap[int(v + b), int(u + a)] <= d) + .25 * (smap[int(v + a), int(u - b)] <= d)
+    return s + .25 * (smap[int(v - b), int(u - a)] <= d) + .25 * (smap[int(v - a), int(u + b)] <= d)
 
-# %% ../../nbs/data/12_render.ipynb #06f6eaf7
+# %% ../../nbs/data/12_render.ipynb #c648a10b
 @njit(cache=True, error_model="numpy")
-def _sky(env, dx, dy, dz, grey, photo, out):
+def _sky(env, dx, dy, dz, grey, photo):
     "Sky, clouds and whatever stands far away; direction need not be of unit length."
     s = 1. / sqrt(dx * dx + dz * dz + 1e-9); el = dy * s; az = dx * s * 1.2 if dz < 0 else 3. - dx * s
-    line = env[14] + env[15] * _lookup(grey, 5 if env[16] % 2 < 1 else 1, az * 70 + env[16] * 13, 10. * env[16]) * .5
+    line = env[14]
+    if env[15] > 0: line += env[15] * _lookup(grey, 5 if env[16] % 2 < 1 else 1, az * 70 + env[16] * 13, 10. * env[16]) * .5
     if el < line:
-        _photo(photo, int(env[16]) % photo.shape[0], az * 210 + 50, el * 240, env[17], out)
+        r, g, b = _photo(photo, int(env[16]), az * 210 + 50, el * 240, env[17])
         a = min(1., max(0., env[18] * .35))
-        for q in range(3): out[q] = out[q] * (1 - a) + env[11 + q] * a
-        return
+        return r + (env[11] - r) * a, g + (env[12] - g) * a, b + (env[13] - b) * a
     t = min(1., max(0., el * 1.6)); c = min(1., max(0., .3 + .6 * _lookup(grey, 0, az * 40, 60 * el / (.3 + abs(el))))) * env[18]
-    for q in range(3): out[q] = (env[11 + q] * (1 - t) + env[8 + q] * t) * (1 - c) + c * .85 * env[11]
+    k = c * .85 * env[11]
+    return (env[11] + (env[8] - env[11]) * t) * (1 - c) + k, (env[12] + (env[9] - env[12]) * t) * (1 - c) + k, (env[13] + (env[10] - env[13]) * t) * (1 - c) + k
 
 @njit(cache=True, error_model="numpy")
 def _room(env, cam, dx, dy, dz):
@@ -353,119 +362,125 @@ def hide_behind_room(depth, tri, cam, R, K, env):
             d, which = _room(env, cam, R[0, 0] * cx + R[1, 0] * cy + R[2, 0], R[0, 1] * cx + R[1, 1] * cy + R[2, 1], R[0, 2] * cx + R[1, 2] * cy + R[2, 2])
             if 1. / depth[y, x] > d + .05: tri[y, x] = -1; depth[y, x] = 0.
 
+# %% ../../nbs/data/12_render.ipynb #8f27ca6d
 @njit(cache=True, error_model="numpy")
-def _light_at(light, A, smap, p, n, wet, out):
-    "Irradiance at place p with normal n, times out."
-    nl = n[0] * light[0] + n[1] * light[1] + n[2] * light[2]
-    direct = 0.
-    if nl > 0: direct = nl * _lit(A, smap, p[0] + .02 * n[0], p[1] + .02 * n[1], p[2] + .02 * n[2], -.015, light[12])
-    up = .5 + .5 * n[1]
-    for q in range(3): out[q] *= light[3 + q] * direct + (light[6 + q] * up + light[9 + q] * (1 - up)) * wet
-
-# %% ../../nbs/data/12_render.ipynb #25ecea88
-@njit(cache=True, error_model="numpy")
-def _bary(S, T, k, x, y, out):
-    "Perspective-correct weights of triangle k at a pixel."
-    a, b, c = T[k, 0], T[k, 1], T[k, 2]
-    ax, ay, bx, by, cx, cy = S[a, 0], S[a, 1], S[b, 0], S[b, 1], S[c, 0], S[c, 1]
-    inv = 1. / ((bx - ax) * (cy - ay) - (by - ay) * (cx - ax))
-    u = ((bx - x) * (cy - y) - (by - y) * (cx - x)) * inv * S[a, 2]
-    v = ((cx - x) * (ay - y) - (cy - y) * (ax - x)) * inv * S[b, 2]
-    w = (1 / inv - (bx - x) * (cy - y) + (by - y) * (cx - x) - (cx - x) * (ay - y) + (cy - y) * (ax - x)) * inv * S[c, 2]
-    s = 1. / (u + v + w)
-    out[0], out[1], out[2] = u * s, v * s, w * s
-
-@njit(cache=True, error_model="numpy")
-def _bump(grey, k, u, v, amount, n):
-    "Tilt a normal by the slope of a tile."
-    if amount < .01: return
-    d = _lookup(grey, k, u, v)
-    n[0] += amount * (_lookup(grey, k, u + 1.5, v) - d); n[1] += amount * (_lookup(grey, k, u, v + 1.5) - d)
-    s = 1. / sqrt(n[0] ** 2 + n[1] ** 2 + n[2] ** 2 + 1e-12)
-    for q in range(3): n[q] *= s
+def _room_pass(tri, mats, cam, R, K, env, low, lowmap, grey, photo, G, img):
+    "Albedo of ground, walls, ceiling and sky where no triangle is."
+    h, w = tri.shape
+    for y in range(h):
+        for x in range(w):
+            if tri[y, x] >= 0: continue
+            cx, cy = (x - K[2]) / K[0], (y - K[3]) / K[1]
+            dx, dy, dz = R[0, 0] * cx + R[1, 0] * cy + R[2, 0], R[0, 1] * cx + R[1, 1] * cy + R[2, 1], R[0, 2] * cx + R[1, 2] * cy + R[2, 2]
+            d, which = _room(env, cam, dx, dy, dz)
+            if which < 0 or d > 400.:
+                img[y, x, 0], img[y, x, 1], img[y, x, 2] = _sky(env, dx, dy, dz, grey, photo)
+                G[y, x, 7] = -1.
+                continue
+            px, py, pz = cam[0] + d * dx, cam[1] + d * dy, cam[2] + d * dz
+            nx, ny, nz, wet = 0., 1., 0., 1.
+            if which == 1 or which == 2:
+                nx, ny, nz = -env[3 * which - 1], 0., -env[3 * which]
+                u, v, wet = px * -nz + pz * nx, -py, .75 + .25 * min(1., py)
+            else:
+                u, v = px, pz
+                if which == 3: ny = -1.
+                i, j = int((px - low[0]) * low[2]), int((pz - low[1]) * low[2])
+                if which == 0 and 0 <= i < lowmap.shape[1] and 0 <= j < lowmap.shape[0]: wet = 1. - .75 * lowmap[j, i]
+            img[y, x, 0], img[y, x, 1], img[y, x, 2] = _surface(mats, which, u, v, d / K[0] * (1 + .1 * d), grey, photo)
+            G[y, x, 0], G[y, x, 1], G[y, x, 2], G[y, x, 3], G[y, x, 4], G[y, x, 5], G[y, x, 6], G[y, x, 7] = px, py, pz, nx, ny, nz, wet, 0.
 
 @njit(cache=True, error_model="numpy")
-def _shade_mesh(x, y, k, lod, geo, mats, grey, photo, p, n, b, c, out):
-    "Albedo of the triangle at a pixel; place and normal are written to p and n (b and c are scratch)."
-    S, V, A, N, T, M = geo
-    _bary(S, T, k, x, y, b)
-    for q in range(3): p[q] = 0.; n[q] = 0.; c[q] = 0.
-    for j in range(3):
-        i = T[k, j]
-        for q in range(3): p[q] += b[j] * V[i, q]; n[q] += b[j] * N[i, q]; c[q] += b[j] * A[i, q]
-    r = mats[M[k, 0]]; family = int(r[15])
-    if family == 0:
-        _cloth(r, c[0], c[1], lod, grey, photo, out); _bump(grey, 1, c[0] * 55 + 40 * r[13], c[1] * 40 + 9 * r[14], r[10], n)
-    elif family == 1: _face(r, c[0], c[1], c[2], lod, grey, out)
-    elif family == 4: _surface(r, c[0], c[1], lod, grey, photo, out); _bump(grey, 1, c[0] * 40, c[1] * 40, r[10], n)
-    else:
-        t = 1. + (.25 * _lookup(grey, 3, c[1] * 90, c[0] * 120) if family == 2 else .05 * _lookup(grey, 1, c[0] * 70, c[1] * 70))
-        for q in range(3): out[q] = r[q] * max(.3, t)
-    return r[11]
+def _geometry_pass(tri, S, V, A, N, T, C, G):
+    "Place, normal and surface coordinates (to C) of every pixel that shows a triangle, perspective-correct."
+    h, w = tri.shape
+    for y in range(h):
+        for x in range(w):
+            k = tri[y, x]
+            if k < 0: continue
+            a, b, c = T[k, 0], T[k, 1], T[k, 2]
+            ax, ay, bx, by, cx, cy = S[a, 0] - x, S[a, 1] - y, S[b, 0] - x, S[b, 1] - y, S[c, 0] - x, S[c, 1] - y
+            u, v, t = (bx * cy - by * cx) * S[a, 2], (cx * ay - cy * ax) * S[b, 2], (ax * by - ay * bx) * S[c, 2]
+            s = 1. / (u + v + t); u, v, t = u * s, v * s, t * s
+            for q in range(3):
+                G[y, x, q] = u * V[a, q] + v * V[b, q] + t * V[c, q]
+                G[y, x, 3 + q] = u * N[a, q] + v * N[b, q] + t * N[c, q]
+                C[y, x, q] = u * A[a, q] + v * A[b, q] + t * A[c, q]
 
-# %% ../../nbs/data/12_render.ipynb #204e4e81
 @njit(cache=True, error_model="numpy")
+def _material_pass(tri, depth, M, mats, f, grey, photo, C, G, img):
+    "Albedo of the triangles; bumps tilt the normals."
+    h, w = tri.shape
+    for y in range(h):
+        for x in range(w):
+            k = tri[y, x]
+            if k < 0: continue
+            i, u, v = M[k, 0], C[y, x, 0], C[y, x, 1]
+            family, lod, fold = int(mats[i, 15]), 1. / (depth[y, x] * f), mats[i, 10]
+            if family == 0: r, g, b = _cloth(mats, i, u, v, lod, grey, photo)
+            elif family == 1: r, g, b = _face(mats, i, u, v, C[y, x, 2], grey)
+            elif family == 4: r, g, b = _surface(mats, i, u, v, lod, grey, photo)
+            else:
+                t = max(.3, 1. + (.25 * _lookup(grey, 3, v * 90, u * 120) if family == 2 else .05 * _lookup(grey, 1, u * 70, v * 70)))
+                r, g, b = mats[i, 0] * t, mats[i, 1] * t, mats[i, 2] * t
+            if fold > .02 and family != 1:
+                p, q = u * 55 + 40 * mats[i, 13], v * 40 + 9 * mats[i, 14]; d = _lookup(grey, 1, p, q)
+                G[y, x, 3] += fold * (_lookup(grey, 1, p + 1.5, q) - d); G[y, x, 4] += fold * (_lookup(grey, 1, p, q + 1.5) - d)
+            img[y, x, 0], img[y, x, 1], img[y, x, 2] = r, g, b
+            G[y, x, 6] = .55 + .45 * min(1., max(0., G[y, x, 1] / .7 + .25 + .3 * G[y, x, 4])); G[y, x, 7] = mats[i, 11]
+
+# %% ../../nbs/data/12_render.ipynb #27c17cd9
+@njit(cache=True, error_model="numpy")
+def _gloss(light, dx, dy, dz, nx, ny, nz):
+    "A soft highlight (Blinn): cosine between normal and half vector, to the 24th."
+    s = 1. / sqrt(dx * dx + dy * dy + dz * dz)
+    hx, hy, hz = light[0] - dx * s, light[1] - dy * s, light[2] - dz * s
+    c = (nx * hx + ny * hy + nz * hz) / sqrt(hx * hx + hy * hy + hz * hz + 1e-9)
+    return c ** 24 if c > 0 else 0.
+
+@njit(cache=True, error_model="numpy")
+def _light_pass(G, cam, env, light, A, smap, img):
+    "Times light, plus gloss, behind haze."
+    h, w, _ = img.shape
+    for y in range(h):
+        for x in range(w):
+            if G[y, x, 7] < 0: continue
+            px, py, pz, nx, ny, nz = G[y, x, 0], G[y, x, 1], G[y, x, 2], G[y, x, 3], G[y, x, 4], G[y, x, 5]
+            dx, dy, dz = px - cam[0], py - cam[1], pz - cam[2]
+            s = 1. / sqrt(nx * nx + ny * ny + nz * nz + 1e-12)
+            if nx * dx + ny * dy + nz * dz > 0: s = -s                      # the inside of a skirt
+            nx, ny, nz = nx * s, ny * s, nz * s
+            direct, gloss = nx * light[0] + ny * light[1] + nz * light[2], 0.
+            if direct > 0:
+                direct *= _lit(A, smap, px + .02 * nx, py + .02 * ny, pz + .02 * nz, -.015, light[12])
+                if G[y, x, 7] > 0 and direct > 0: gloss = G[y, x, 7] * _gloss(light, dx, dy, dz, nx, ny, nz)
+            else: direct = 0.
+            up = (.5 + .5 * ny) * G[y, x, 6]; down = (.5 - .5 * ny) * G[y, x, 6]
+            d = sqrt(dx * dx + dy * dy + dz * dz); haze = 1. - exp(-d / env[19]) if d > .02 * env[19] else 0.
+            for q in range(3):
+                c = img[y, x, q] * (light[3 + q] * direct + light[6 + q] * up + light[9 + q] * down) + gloss * light[3 + q]
+                img[y, x, q] = c + (env[11 + q] - c) * haze
+
+# %% ../../nbs/data/12_render.ipynb #d5dd877d
 def shade(
     depth, tri,             # (h,w) from `raster`
-    geo,                    # S, V, A, N, T, M
+    S, mesh,                # projected vertices, `Mesh`
     mats,                   # (m,24) material rows; the first four are ground, wall, wall, ceiling
     cam,                    # camera centre (3,)
     R, K,                   # camera rotation and fx, fy, cx, cy
     env, light,             # surroundings and light
     A, smap,                # shadow frame and map
     low, lowmap,            # ground contact: x0, z0, cells per metre, and the map
-    grey, photo,            # tiles
-    img                     # (h,w,3) float32 written
-):
+) -> np.ndarray:            # (h,w,3) float32 linear RGB
     "Colour of every pixel."
     h, w = tri.shape
-    out, p, n, b, c = np.empty(3), np.empty(3), np.empty(3), np.empty(3), np.empty(3)
-    for y in range(h):
-        for x in range(w):
-            cx, cy = (x - K[2]) / K[0], (y - K[3]) / K[1]
-            dx, dy, dz = R[0, 0] * cx + R[1, 0] * cy + R[2, 0], R[0, 1] * cx + R[1, 1] * cy + R[2, 1], R[0, 2] * cx + R[1, 2] * cy + R[2, 2]
-            wet, gloss = 1., 0.
-            d, which = _room(env, cam, dx, dy, dz)
-            if tri[y, x] >= 0:
-                d = 1. / depth[y, x]
-                gloss = _shade_mesh(x, y, tri[y, x], d / K[0], geo, mats, grey, photo, p, n, b, c, out)
-                if n[0] * dx + n[1] * dy + n[2] * dz > 0 and geo[5][tri[y, x], 3] & 1:
-                    for q in range(3): n[q] = -n[q]
-                wet = .55 + .45 * min(1., max(0., p[1] / .7 + .25 + .3 * n[1]))
-            elif which >= 0 and d < 400.:
-                p[0], p[1], p[2] = cam[0] + d * dx, cam[1] + d * dy, cam[2] + d * dz
-                wet = _shade_room(which, d, p, n, env, mats, low, lowmap, K, grey, photo, out)
-            else:
-                _sky(env, dx, dy, dz, grey, photo, out)
-                for q in range(3): img[y, x, q] = out[q]
-                continue
-            _light_at(light, A, smap, p, n, wet, out)
-            if gloss > 0: _add_gloss(light, dx, dy, dz, n, gloss, out)
-            haze = 1. - exp(-d / env[19]) if d > .02 * env[19] else 0.
-            for q in range(3): img[y, x, q] = out[q] * (1 - haze) + env[11 + q] * haze
-
-@njit(cache=True, error_model="numpy")
-def _shade_room(which, d, p, n, env, mats, low, lowmap, K, grey, photo, out):
-    "Albedo of ground, wall or ceiling at p; its normal; returns how much sky light reaches it."
-    n[0], n[1], n[2] = 0., 1., 0.
-    if which == 0 or which == 3:
-        _surface(mats[which], p[0], p[2], d / K[0] * (1 + .1 * d), grey, photo, out)
-        if which == 3: n[1] = -1.; return 1.
-        i, j = int((p[0] - low[0]) * low[2]), int((p[2] - low[1]) * low[2])
-        return 1. - .75 * lowmap[j, i] if 0 <= i < lowmap.shape[1] and 0 <= j < lowmap.shape[0] else 1.
-    k = 3 * which - 1
-    n[0], n[1], n[2] = -env[k], 0., -env[k + 1]
-    _surface(mats[which], p[0] * env[k + 1] - p[2] * env[k], -p[1], d / K[0], grey, photo, out)
-    return .75 + .25 * min(1., p[1])
-
-@njit(cache=True, error_model="numpy")
-def _add_gloss(light, dx, dy, dz, n, gloss, out):
-    "A soft highlight (Blinn)."
-    s = 1. / sqrt(dx * dx + dy * dy + dz * dz)
-    hx, hy, hz = light[0] - dx * s, light[1] - dy * s, light[2] - dz * s
-    c = (n[0] * hx + n[1] * hy + n[2] * hz) / sqrt(hx * hx + hy * hy + hz * hz + 1e-9)
-    if c > 0:
-        for q in range(3): out[q] += gloss * c ** 24 * light[3 + q]
+    G, C, img = np.empty((h, w, 8), np.float32), np.empty((h, w, 3), np.float32), np.empty((h, w, 3), np.float32)
+    grey, photo = grey_tiles(), photo_tiles()
+    _room_pass(tri, mats, cam, R, K, env, low, lowmap, grey, photo, G, img)
+    _geometry_pass(tri, S, mesh.V, mesh.A, mesh.N, mesh.T, C, G)
+    _material_pass(tri, depth, mesh.M, mats, K[0], grey, photo, C, G, img)
+    _light_pass(G, cam, env, light, A, smap, img)
+    return img
 
 # %% ../../nbs/data/12_render.ipynb #30a872cf
 @njit(cache=True, error_model="numpy")

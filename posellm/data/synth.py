@@ -8,7 +8,7 @@ __all__ = ['THICK', 'MIN_AREA', 'CATEGORY', 'VERSION', 'PARTS', 'Layers', 'layer
            'image_record', 'write_synth', 'Benchmark', 'synth_v1', 'label_doc', 'checksum', 'composition', 'mean_pose',
            'define_synth_v1']
 
-# %% ../../nbs/data/14_synth.ipynb #31b14b05
+# %% ../../nbs/data/14_synth.ipynb #64fe04d4
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -23,7 +23,7 @@ from ..core.files import read_json, sha256, write_atomic, write_json
 from ..core.paths import assets
 from ..core.rng import rng
 from .body import ACTIVITIES, SIDE, TRUNK
-from .render import develop, grey_tiles, hide_behind_room, jpeg, photo_tiles, project, raster, shade, shadow_frame, shadow_map, soften_edges, tone_curve
+from .render import develop, grey_tiles, hide_behind_room, jpeg, project, raster, shade, shadow_frame, shadow_map, soften_edges, tone_curve
 from .scene import MIX, STYLES, Stage, SynthConfig, build_stage
 from ..pose.skeleton import get_skeleton
 
@@ -180,7 +180,7 @@ def _crowding(people) -> list:
         out.append(foreign / max(1, mine))
     return out
 
-# %% ../../nbs/data/14_synth.ipynb #59849fc4
+# %% ../../nbs/data/14_synth.ipynb #23df55bf
 def _contact(stage: Stage, centre: np.ndarray, reach: float, n: int = 128) -> tuple:     # low (3,), map (n,n)
     "How close things hang above the ground, softened: the dark under feet and furniture."
     s = n / (2 * reach); A = np.array([[s, 0, 0, n / 2 - s * centre[0]], [0, 0, s, n / 2 - s * centre[2]], [0, -1., 0, 0]])
@@ -195,8 +195,7 @@ def picture(stage: Stage, lay: Layers, config: SynthConfig, streams) -> np.ndarr
     centre = np.array([near[0], .8, near[2] - .3]); reach = float(np.clip(np.abs(spots[:, [0, 2]] - near[[0, 2]]).max() + 1.6, 2.2, 6.))
     A = shadow_frame(stage.light[:3], centre, reach); smap = shadow_map(m, A, _Room.scratch)
     low, lowmap = _contact(stage, centre, reach)
-    img = np.empty((h, w, 3), np.float32)
-    shade(lay.depth, lay.tri, (lay.S, m.V, m.A, m.N, m.T, m.M), stage.mats, stage.view.centre, stage.view.R, stage.view.K, stage.env, stage.light, A, smap, low, lowmap, grey_tiles(), photo_tiles(), img)
+    img = shade(lay.depth, lay.tri, lay.S, m, stage.mats, stage.view.centre, stage.view.R, stage.view.K, stage.env, stage.light, A, smap, low, lowmap)
     soft = np.empty_like(img); soften_edges(img, lay.tri, m.M, soft)
     focus = 1 / max(.5, -near[2])
     soft = _defocus(soft, lay, focus, g) if g.random() < .4 else soft
