@@ -102,7 +102,7 @@ def main():
         taken = in_turns({"ours, first epoch from JPEG": first, "stand-in from JPEG": lambda: len([plain_sample(i, gen) for i in infos]),
                           "ours, from the cache": lambda: ours(same), "stand-in, image already decoded": lambda: len([plain_sample(i, gen, im) for i, im in zip(infos, decoded)]),
                           "ours, from the cache, all augmentations": lambda: ours(full), "cv2.imread alone": lambda: len([cv2.imread(i["path"]) for i in infos])}, rounds)
-        del cached, same, full
+        cached = same = full = None
     mid = {k: statistics.median(c for c, _ in t) for k, t in taken.items()}
     for k, t in taken.items(): print(f"  {k:42s} {mid[k]:6.3f} ms [{min(c for c, _ in t):.3f}-{max(c for c, _ in t):.3f}] (wall {statistics.median(w for _, w in t):.3f})   {1e3 / mid[k]:6.0f} samples/s")
     pairs = dict(jpeg=("ours, first epoch from JPEG", "stand-in from JPEG"), cache=("ours, from the cache", "stand-in, image already decoded"))

@@ -121,11 +121,12 @@ def test_a_configuration_is_checked_and_arguments_win(project):
     assert r.returncode == 2 and 'c.yaml' in r.stderr and "did you mean 'chapters'" in r.stderr, r.stderr
 
 
-def test_example_configurations_fit_the_chapters():
-    for file in sorted((ROOT / 'configs').glob('*.yaml')):
-        if not list((ROOT / 'nbs').glob('[0-9][0-9]_*.ipynb')): pytest.skip('no chapters yet')
-        r = posellm(ROOT, 'run', '--config', file, '--name', 'never-run', '--dry-run')
-        assert r.returncode == 0, f'{file.name}: {r.stderr}'
+def test_example_configurations_fit_the_chapters(monkeypatch):
+    from posellm.app.pipeline import make_plan
+    monkeypatch.setenv('POSELLM_ROOT', str(ROOT))
+    files = sorted((ROOT / 'configs').glob('*.yaml'))
+    assert files
+    for file in files: assert make_plan(config=file, name='never-run').steps, file.name
 
 
 def test_without_notebooks_it_says_that_it_needs_the_clone(tmp_path):
