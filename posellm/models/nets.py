@@ -178,8 +178,8 @@ class TimmViT(PoseNet):
         t = self.trunk.forward_features(x)[:, self.trunk.num_prefix_tokens:]
         return self.head(t.transpose(1, 2).reshape(len(x), -1, *self.grid))
 
-# %% ../../nbs/models/01b_nets.ipynb #34228d00
-_UNIT = re.compile(r'^(?:trunk\.)?(?:features[._])?(?:blocks|layers?|stages?|denseblock|s)[._]?(\d+)\b|^(?:trunk\.)?stages_(\d+)\.')
+# %% ../../nbs/models/01b_nets.ipynb #96e63368
+_UNIT = re.compile(r'^(?:trunk\.)?(?:features[._])?(?:blocks|layers?|stages?|denseblock|transition|s)[._]?(\d+)\b|^(?:trunk\.)?stages_(\d+)\.')
 
 def layer_groups(model) -> list: # of (depth, [(name, parameter), ...]), from the input to the head
     "Parameters by depth, for layer-wise learning rates."

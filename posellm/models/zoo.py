@@ -38,17 +38,22 @@ class Entry:
     padding:float=1.25
     timm:str=None # timm name whose ImageNet weights fit the trunk
 
-# %% ../../nbs/models/02_zoo.ipynb #d3e57af0
+# %% ../../nbs/models/02_zoo.ipynb #7f48251c
 def _resnet(depth, widths, K, hw, file):
     net = PoseResNet(depth, K, widths)
     if file is not None: load_resnet_trunk(net, file)
     return net
+
+def _hrnet(width, K, hw, file):
+    from posellm.models.hrnet import HRNet # its notebook uses the zoo
+    return HRNet(width, K)
 
 def _fixed() -> dict: # name -> Entry, of everything that is not a timm name
     c = (256, 256, 256)
     out = [Entry('posellm-s', 'small network with skips, learns from scratch on a CPU', lambda K, hw, file: SkipNet(K), (192, 144), loss='ce')]
     for d in (18, 50, 101, 152):
         out.append(Entry(f'simplebaseline{d}', f'SimpleBaseline, ResNet-{d}', partial(_resnet, d, c), kind='msra', timm=f'resnet{d}.tv_in1k'))
+    for w in (32, 48): out.append(Entry(f'hrnet-w{w}', f'HRNet-W{w}', partial(_hrnet, w), kind='msra', multiple=32))
     out.append(Entry('resnet_seed', 'ResNet-50 on whole images, transposed convolutions 1024-512-256', partial(_resnet, 50, (1024, 512, 256)), (256, 256),
                      kind='msra', sigma=2., crop='image', padding=1., timm='resnet50.tv_in1k'))
     return {e.name: e for e in out}
