@@ -155,7 +155,7 @@ def test_requirements_are_pinned():
     ini.read(ROOT / 'settings.ini', encoding='utf8')
     pins = dict(line.split('==') for line in (ROOT / 'constraints.txt').read_text().split('\n') if '==' in line)
     norm = lambda n: re.sub(r'[-_.]+', '-', n).lower()
-    for key in ('requirements', 'dev_requirements', 'docs_requirements'):
+    for key in ('requirements', 'dev_requirements', 'docs_requirements', 'models_requirements'):
         for r in map(Requirement, ini['DEFAULT'][key].split()):
             assert norm(r.name) in pins, f'{r.name} ({key}) is not in constraints.txt: run tools/write_constraints.py'
             assert r.specifier.contains(pins[norm(r.name)]), f'{r} against {pins[norm(r.name)]}'
