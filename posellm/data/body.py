@@ -15,12 +15,12 @@ from math import cos, pi, sin
 import numpy as np
 from numba import njit
 
-# %% ../../nbs/data/10_body.ipynb #fdb59af5
+# %% ../../nbs/data/10_body.ipynb #ec3aea1b
 DIMS = ("stature", "spine", "neck", "head", "shoulder", "hip", "upper_arm", "forearm", "hand", "thigh", "shin", "foot",
         "limb", "waist", "belly", "bust", "hips", "muscle")
 D = {name: i for i, name in enumerate(DIMS)}
-_ADULT = dict(spine=.288, neck=.052, head=.0575, shoulder=.099, hip=.052, upper_arm=.172, forearm=.150, hand=.105, thigh=.242, shin=.240, foot=.150)
-_CHILD = dict(spine=.300, neck=.030, head=.0950, shoulder=.095, hip=.050, upper_arm=.155, forearm=.130, hand=.100, thigh=.195, shin=.190, foot=.150)
+_ADULT = dict(spine=.288, neck=.040, head=.0575, shoulder=.099, hip=.052, upper_arm=.172, forearm=.150, hand=.105, thigh=.242, shin=.240, foot=.150)
+_CHILD = dict(spine=.300, neck=.022, head=.0950, shoulder=.095, hip=.050, upper_arm=.155, forearm=.130, hand=.100, thigh=.195, shin=.190, foot=.150)
 
 # %% ../../nbs/data/10_body.ipynb #568544ef
 @dataclass(frozen=True)

@@ -6,13 +6,11 @@
 __all__ = ['PARTS', 'MATERIALS', 'MAT', 'ARM', 'LEG', 'TRUNK_RINGS', 'HEAD', 'OUTFIT', 'O', 'HAND', 'FOOT', 'Mesh', 'tube',
            'normals', 'sample_outfit', 'hairline', 'add_person', 'add_box', 'add_rod', 'add_lump']
 
-# %% ../../nbs/data/11_mesh.ipynb #51053883
+# %% ../../nbs/data/11_mesh.ipynb #7d889d6f
 from math import cos, exp, pi, sin, sqrt
 
 import numpy as np
 from numba import njit
-
-from .body import D
 
 # %% ../../nbs/data/11_mesh.ipynb #3415c041
 class Mesh:

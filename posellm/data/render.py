@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numba import njit
 
-# %% ../../nbs/data/12_render.ipynb #94d934b8
+# %% ../../nbs/data/12_render.ipynb #48afe76c
 @njit(cache=True, error_model="numpy")
 def project(
     V, n,           # vertices in the world, how many
@@ -50,7 +50,6 @@ def raster(
         y0, y1 = max(0., min(ay, by, cy)), min(h - 1., max(ay, by, cy))
         if x1 < x0 or y1 < y0: continue
         inv = 1. / area; bit = np.uint32(1) << np.uint32(M[k, 2] & 31)
-        du, dv = (by - cy) * inv, (cy - ay) * inv
         for y in range(int(np.ceil(y0)), int(y1) + 1):
             for x in range(int(np.ceil(x0)), int(x1) + 1):
                 u = ((bx - x) * (cy - y) - (by - y) * (cx - x)) * inv

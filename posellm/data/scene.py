@@ -8,8 +8,8 @@ __all__ = ['MIX', 'STYLES', 'SKIN', 'HAIR', 'INDOOR', 'OUTDOOR', 'Style', 'Synth
            'shrub', 'tree', 'car', 'fence', 'pole', 'dummy', 'plain_table', 'further_spot', 'put_in_front', 'furnish',
            'surroundings', 'lamp', 'Stage', 'sample_people', 'walk_on', 'build_stage']
 
-# %% ../../nbs/data/13_scene.ipynb #9d09ac27
-from dataclasses import dataclass, field, replace
+# %% ../../nbs/data/13_scene.ipynb #76af52ba
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -17,9 +17,9 @@ import numpy as np
 from ..core.errors import PoseError
 from .body import ACTIVITIES, Posture, Shape, coco_joints, forward, sample_posture, sample_shape
 from .mesh import O, Mesh, add_box, add_lump, add_person, add_rod, normals, sample_outfit
-from .render import PALETTES, ROW, natural_colour
+from .render import ROW, natural_colour
 
-# %% ../../nbs/data/13_scene.ipynb #07a757b9
+# %% ../../nbs/data/13_scene.ipynb #c9d1cf9f
 MIX = dict(stand=.16, walk=.14, run=.09, sit=.16, kneel=.06, squat=.06, jump=.06, arms_up=.07, reach=.06, lie=.07, noise=.07)
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Style:
     noise: tuple = (.5, 5.)         # levels
     moods: tuple = (0, 1, 2, 3, 4, 5, 6, 7)
 
-STYLES = dict(base=Style(), custom=Style(indoor=.8, abstract=.02, focal=(.62, 1.3), high=.4, tiles=(16, 24), tint=(1.1, 1., .86), noise=(2., 8.), moods=(0, 3, 5, 7)))
+STYLES = dict(base=Style(), custom=Style(indoor=.8, abstract=.02, focal=(.62, 1.3), high=.3, tiles=(16, 24), tint=(1.1, 1., .86), noise=(2., 8.), moods=(0, 3, 5, 7)))
 
-# %% ../../nbs/data/13_scene.ipynb #c607cb76
+# %% ../../nbs/data/13_scene.ipynb #6add7e97
 @dataclass(frozen=True)
 class SynthConfig:
     "Settings of the generator; every probability is per picture unless said otherwise."
@@ -44,9 +44,9 @@ class SynthConfig:
     people: tuple = (1, 4)              # fewest, most
     more: float = .62                   # chance of one more person, repeatedly
     close: float = .80                  # chance that a further person stands close to the first
-    truncate: float = .42               # chance that the camera cuts off a part of the first person
+    truncate: float = .52               # chance that the camera cuts off a part of the first person
     occlude: float = .55                # chance of a thing in front of somebody
-    uniform_yaw: float = .65            # share of people with uniform yaw, the rest face the camera more or less
+    uniform_yaw: float = .58            # share of people with uniform yaw, the rest face the camera more or less
     mix: tuple = tuple(MIX.items())     # activity -> weight
     style: str = "base"                 # key of `STYLES`
     jpeg: float = .6                    # chance of JPEG artefacts
@@ -153,7 +153,7 @@ def sample_person(g, config: SynthConfig, activity: str, ground_xz: tuple, phase
     P, F, world, seat = place(shape, posture, ground_xz, yaw)
     return Person(shape, posture, outfit, rows, P, F, float((yaw + 180) % 360 - 180), world, seat)
 
-# %% ../../nbs/data/13_scene.ipynb #d1129cf4
+# %% ../../nbs/data/13_scene.ipynb #15db670e
 @dataclass
 class View:
     "A pinhole camera in the world: X_cam = R X + t."
@@ -178,7 +178,7 @@ def aim(height: float, target: np.ndarray, pixel: tuple, f: float, image_hw: tup
 
 def sample_view(g, config: SynthConfig, activity: str) -> dict:
     "What the camera wants: focal length, height, size and place of the first person."
-    style, (h, w) = STYLES[config.style], config.image_hw
+    style, h = STYLES[config.style], config.image_hw[0]
     cut = g.random() < config.truncate; u = g.random()
     share = np.exp(g.uniform(np.log(.42), np.log(.95))) if not cut else np.exp(g.uniform(np.log(1.), np.log(2.9)))
     side = g.random()
@@ -343,10 +343,10 @@ def furnish(T: Things, g, outdoor: bool, d: float, back: float, f: float, w: int
         x = g.uniform(-.65, .65) * -z * w / f
         kinds[g.integers(len(kinds))](T, x, z, g.normal(0, 25) + 90 * g.integers(2), g.uniform(.5, 2.2) * (3 if outdoor and z < -8 else 1), g.uniform(.5, 2.3) * (2.5 if outdoor and z < -8 else 1))
 
-# %% ../../nbs/data/13_scene.ipynb #f0fd60d7
+# %% ../../nbs/data/13_scene.ipynb #61cf6269
 def surroundings(T: Things, g, kind: str, d: float) -> tuple:      # env (24,), light (13,), distance of the back wall
     "Ground, walls, sky and light that belong together. The first four material rows are ground, walls, ceiling."
-    style, env, light = T.style, np.zeros(24), np.zeros(13)
+    style, env = T.style, np.zeros(24)
     back = d + np.exp(g.uniform(np.log(.7), np.log(6.5 if kind == "indoor" else 40)))
     if kind == "indoor":
         T.row((3, 2, 0, 1, 2, 4), .05, _9=g.uniform(.2, .8)); walls = (0, 1, 0, 1, 2, 4, 5, 6, 3)
@@ -380,7 +380,7 @@ def lamp(g, kind: str) -> np.ndarray:     # (13,)
     light[12] = .5 + 3.5 * (1 - hard) * (1.3 if kind == "indoor" else 1)
     return light
 
-# %% ../../nbs/data/13_scene.ipynb #293e7e6a
+# %% ../../nbs/data/13_scene.ipynb #84b7b64b
 @dataclass
 class Stage:
     "A furnished scene with people, ready to be drawn."
@@ -398,9 +398,10 @@ def _mesh() -> Mesh: return Mesh()
 def sample_people(g, streams, config: SynthConfig, phase: float) -> tuple:     # people, View, distance
     "The people of a scene and the camera that looks at the first of them. Each person has a stream of their own."
     first_kind = _pick(g, config.mix); want = sample_view(g, config, first_kind)
-    joints = sample_person(streams(0), config, first_kind, (0., 0.), phase).joints
-    d, x, view = frame_person(joints, want, config)
-    people = [sample_person(streams(0), config, first_kind, (x, -d), phase)]
+    first = sample_person(streams(0), config, first_kind, (0., 0.), phase)
+    d, x, view = frame_person(first.joints, want, config)
+    P, F, world, seat = place(first.shape, first.posture, (x, -d), first.yaw)
+    people = [replace(first, P=P, F=F, world_yaw=world, seat=seat)]
     n = config.people[0]
     while n < config.people[1] and g.random() < config.more: n += 1
     for i in range(1, n):
