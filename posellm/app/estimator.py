@@ -6,8 +6,8 @@
 __all__ = ['images_known', 'Result', 'to_json', 'plot', 'describe', 'people_from_boxes', 'open_model', 'list_images', 'Estimator',
            'save_results']
 
-# %% ../../nbs/app/00_estimator.ipynb #b831aee3
-from dataclasses import dataclass, field
+# %% ../../nbs/app/00_estimator.ipynb #99dba212
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np

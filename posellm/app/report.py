@@ -6,15 +6,15 @@
 __all__ = ['captions', 'last_heldout', 'similarity_of_matches', 'figures', 'gallery', 'best_match', 'crop_person', 'image_paths',
            'headline', 'processor', 'data_uri', 'write_report']
 
-# %% ../../nbs/app/01_report.ipynb #27f4f49e
-import base64, json, platform
+# %% ../../nbs/app/01_report.ipynb #25a47c1e
+import base64, json, os, platform
 from pathlib import Path
 
 import numpy as np
 
 from ..core.files import read_json, write_atomic
 from ..core.paths import assets
-from ..core.run import check_schema
+from ..core.run import all_rows, check_schema
 from ..data.images import read_record
 from ..metrics.ap import pr_curves
 from ..metrics.oks import keypoint_similarity
@@ -40,7 +40,7 @@ def similarity_of_matches(ev_row): # (N,K) similarity of matched pairs, NaN wher
         out[i] = ks[np.nanargmax(np.nanmean(ks, 1))]
     return out
 
-# %% ../../nbs/app/01_report.ipynb #1a50701e
+# %% ../../nbs/app/01_report.ipynb #f8ed6d38
 def figures(
     root, # run folder
     table:list, evaluations:list, # of stages.eval
@@ -59,7 +59,6 @@ def figures(
     return out
 
 def _row_of(root, t):
-    from posellm.core.run import all_rows
     return next(r for r in all_rows(root) if r['stage'] == t['stage'] and r['row'] == t['row'] and r['split'] == t['split'] and r['role'] == t['role'])
 
 # %% ../../nbs/app/01_report.ipynb #6e5f5432
@@ -96,7 +95,7 @@ def image_paths(root, split:str) -> dict: # image id as text -> path
     f = Path(root)/'00_data'/'data.json'
     return read_json(f)['splits'].get(split, {}).get('paths', {}) if f.exists() else {}
 
-# %% ../../nbs/app/01_report.ipynb #b56089bb
+# %% ../../nbs/app/01_report.ipynb #a9ef3f8f
 def headline(t:dict) -> str:
     "The run in one sentence."
     what = {'heldout': 'held-out people', 'train': 'people that were trained on', 'calibration': 'people used for tuning'}[t['role']]
@@ -106,7 +105,7 @@ def processor() -> str:
     "The processor's name, for the record."
     info = Path('/proc/cpuinfo')
     names = [l.split(':', 1)[1].strip() for l in info.read_text().splitlines() if l.startswith('model name')] if info.exists() else []
-    return f'{names[0] if names else platform.processor() or platform.machine()}, {__import__("os").cpu_count()} CPUs'
+    return f'{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} CPUs'
 
 def data_uri(picture) -> str: # figure or RGB uint8
     "A picture inside the page."

@@ -31,14 +31,14 @@ def synth_folder(
         v1.write(folder, workers, n_train, n_val, n_unlabeled); write_json(folder/'done.json', dict(name=v1.name, version=v1.version))
     return folder
 
-# %% ../../nbs/00_data.ipynb #aa521975
+# %% ../../nbs/00_data.ipynb #ae9805b4
 def open_data(
     data:str, # 'synth' or a folder or file
     cfg, # preset: its n_train, n_val, n_unlabeled size the generated set
     seed:int=0, limit:int=0,
 ): # ({split: Poses}, name for the table)
     "Train and val people of a data set."
-    from posellm.data.coco import find_layout, load_data
+    from posellm.data.coco import load_data
     if data == 'synth': folder, name = synth_folder(cfg.n_train, cfg.n_val, cfg.n_unlabeled), 'synth-v1'
     else: folder, name = Path(data).expanduser(), Path(data).expanduser().absolute().name
     parts = {s: load_data(folder, s, limit=limit or None, seed=seed) for s in ('train', 'val')}

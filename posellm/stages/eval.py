@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['columns', 'load_row', 'measure_row', 'same_ground', 'add_differences', 'table_csv', 'run_eval', 'eval_inputs']
 
-# %% ../../nbs/06_eval.ipynb #09617517
+# %% ../../nbs/06_eval.ipynb #ab43556c
 import csv, io
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from ..core.errors import PoseError
 from ..core.files import write_atomic, write_json
 from ..core.run import Run, all_rows
 from ..metrics.ap import evaluate
-from ..metrics.stats import bootstrap, paired_bootstrap, smallest_detectable
+from ..metrics.stats import bootstrap, paired_bootstrap
 from ..pose.poses import Poses
 
 # %% ../../nbs/06_eval.ipynb #e8f89b43

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Feed', 'History', 'Fit', 'fitting_augment', 'fingerprint', 'fit']
 
-# %% ../../nbs/train/08_fit.ipynb #1b5ca00c
+# %% ../../nbs/train/08_fit.ipynb #485740af
 import hashlib
 import logging
 import time
@@ -27,6 +27,7 @@ from ..pose.codec import Codec
 from .augment import Augment, draw_views, normalise, render_cpu, render_torch
 from .callbacks import Journal, asked_to_stop
 from .device import keep_pages, now_mib, one_cv2_thread, peak_mib, pick_device, pick_precision
+from .hardware import Fp16Watch
 from .loss import check_finite, check_targets, get_loss
 from .predict import crops_for, predict_poses
 from .recipe import deciding, lr_at, param_groups, recipe
@@ -69,7 +70,7 @@ class Feed:
         target, weight = self.codec.encode(xy, on, out=self.target[shape])
         return target, weight if self.factor is None else weight*self.factor, on
 
-# %% ../../nbs/train/08_fit.ipynb #a4fc22fe
+# %% ../../nbs/train/08_fit.ipynb #bcfcdd00
 @dataclass
 class History:
     "What training leaves: lines of history, rows of the table, the best validation."
@@ -87,7 +88,9 @@ class Fit:
         self.model, self.cfg, self.dir, self.read = model, cfg, None if run_dir is None else Path(run_dir), read
         self.device = pick_device(cfg.device); self.precision = pick_precision(cfg.precision, self.device)
         self.fabric = _fabric(self.device, self.precision)
-        self.net = self.fabric.setup_module(model.to(memory_format=torch.channels_last) if cfg.channels_last else model)
+        if cfg.checkpointing: model.set_checkpointing(True)
+        if cfg.channels_last: model.to(memory_format=torch.channels_last)
+        self.net = self.fabric.setup_module(torch.compile(model) if cfg.compile else model); self.watch = Fp16Watch()
         keep = dict(read=read, cache=cfg.cache, workers=max(1, cfg.workers))
         self.feed = Feed(crops_for(_learnable(train), model.spec, cfg.margin, **keep), model.spec, cfg, self.device)
         self.val = None if val is None else _learnable(val, 'validation'); self.truth = val
@@ -123,14 +126,14 @@ def fingerprint(people) -> str:
     for a in (people.ann_id, people.image_id, people.bbox, people.xy, people.labelled): h.update(np.ascontiguousarray(a).tobytes())
     return h.hexdigest()
 
-# %% ../../nbs/train/08_fit.ipynb #62192470
+# %% ../../nbs/train/08_fit.ipynb #59b64b0f
 @patch
 def enter_phase(self:Fit):
     "Freeze what rests in the present phase and make its optimizer."
     i = int(np.searchsorted(np.cumsum(self.lengths), self.step, side='right'))
     if i == self.phase: return
     p, c = self.cfg.phases[i], self.cfg; self.phase = i
-    self.model.freeze_trunk(p.frozen)
+    self.model.freeze_trunk(p.frozen or c.trunk == 'frozen')
     groups = param_groups(self.model, c.weight_decay, c.layer_decay)
     kind = torch.optim.AdamW if c.optimizer == 'adamw' else torch.optim.Adam
     self.opt = self.fabric.setup_optimizers(kind(groups, lr=p.lr, betas=c.betas, fused=self.device.type in ('cpu', 'cuda')))
@@ -143,7 +146,16 @@ def set_lr(self:Fit) -> float:
     for g in self.opt.param_groups: g['lr'] = lr*g['scale']
     return lr
 
-# %% ../../nbs/train/08_fit.ipynb #47ebcd93
+# %% ../../nbs/train/08_fit.ipynb #c73edf29
+@patch
+def leave_fp16(self:Fit):
+    "Go on in fp32 with the same weights and optimizer state."
+    log('train').warning(f'fp16 gave {self.watch.patience} steps in a row that are not finite: going on in fp32 from step {self.step}, with more memory')
+    state = self.opt.state_dict(); self.precision = 'fp32'; self.fabric = _fabric(self.device, 'fp32')
+    self.net = self.fabric.setup_module(torch.compile(self.model) if self.cfg.compile else self.model)
+    self.phase = None; self.enter_phase(); self.opt.load_state_dict(state)
+
+# %% ../../nbs/train/08_fit.ipynb #acfb964b
 @patch
 def train_step(self:Fit, hosts) -> dict: # one prepared batch per accumulation
     "One optimizer step; stops on a loss or gradient that is not finite, before the weights are touched."
@@ -161,7 +173,8 @@ def train_step(self:Fit, hosts) -> dict: # one prepared batch per accumulation
         total += float(loss.detach())/len(hosts)
     norm = self.fabric.clip_gradients(self.net, self.opt, max_norm=c.clip or float('inf'), error_if_nonfinite=False)
     # fp16: the scaler skips such a step by itself and lowers its scale
-    if self.precision != 'fp16': check_finite(norm, dict(what='gradient norm', step=self.step, lr=lr, loss=total))
+    if self.precision == 'fp16' and self.watch.give_up(bool(torch.isfinite(norm))): self.leave_fp16()
+    elif self.precision != 'fp16': check_finite(norm, dict(what='gradient norm', step=self.step, lr=lr, loss=total))
     self.opt.step(); self.opt.zero_grad(set_to_none=True); self.step += 1
     if self.ema is not None: self.ema.update()
     return dict(loss=total, lr=lr, grad_norm=float(norm))

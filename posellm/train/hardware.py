@@ -14,7 +14,7 @@ import torch
 
 from ..core.errors import PoseError, unknown
 
-# %% ../../nbs/train/00_hardware.ipynb #3067698b
+# %% ../../nbs/train/00_hardware.ipynb #760d7887
 @dataclass(frozen=True)
 class Preset:
     "Settings that depend on the machine."
@@ -28,7 +28,7 @@ class Preset:
     accumulate:int=1 # forward passes an optimizer step
     precision:str='bf16' # fp32, bf16 (only where the device has it) or fp16
     workers:int=4 # threads that prepare batches
-    trunk:str='full' # full, frozen or lora: what of the trunk learns
+    trunk:str='full' # full or frozen: does the trunk learn?
     checkpointing:bool=False # recompute activations: less memory, a third more time
     compile:bool=False # torch.compile
     recipe:str='coco' # lengths and rates of the two phases (train.recipe)
@@ -46,8 +46,8 @@ class Preset:
     def effective_batch(self) -> int: return self.batch*self.accumulate # people an optimizer step
     def to_dict(self) -> dict: return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
-# %% ../../nbs/train/00_hardware.ipynb #dea8d6b3
-_CHOICES = dict(device=('cpu', 'cuda', 'mps'), precision=('fp32', 'bf16', 'fp16'), trunk=('full', 'frozen', 'lora'))
+# %% ../../nbs/train/00_hardware.ipynb #ea41fb5a
+_CHOICES = dict(device=('cpu', 'cuda', 'mps'), precision=('fp32', 'bf16', 'fp16'), trunk=('full', 'frozen'))
 
 def _check(p):
     "Refuse values that no chapter could use."

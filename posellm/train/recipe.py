@@ -55,7 +55,7 @@ def lr_at(
     t = (step - warm)/max(1, total - warm)
     return phase.lr*(phase.floor + (1 - phase.floor)*.5*(1 + math.cos(math.pi*t)))
 
-# %% ../../nbs/train/05_recipe.ipynb #1916e3ec
+# %% ../../nbs/train/05_recipe.ipynb #5e81b397
 @dataclass(frozen=True)
 class FitConfig:
     "All settings of a training run."
@@ -84,17 +84,20 @@ class FitConfig:
     workers:int=1 # threads that make batches
     cache:bool=True # keep crops on disk
     channels_last:bool=True
+    trunk:str='full' # 'frozen': only the head learns, in every phase
+    checkpointing:bool=False # recompute activations in the backward pass: less memory, about a third more time
+    compile:bool=False # torch.compile
     loggers:tuple=('tensorboard',) # and 'wandb'
 
     def __post_init__(self): _check(self)
 
-_ELSEWHERE = ('device', 'workers', 'cache', 'loggers', 'save_every', 'save_seconds')
+_ELSEWHERE = ('device', 'workers', 'cache', 'loggers', 'save_every', 'save_seconds', 'checkpointing', 'compile')
 
 def _check(c):
     def need(ok, name, allowed):
         if not ok: raise PoseError('setting out of range', field=name, found=getattr(c, name), allowed=allowed)
     need(len(c.phases) > 0, 'phases', 'at least one'); need(c.batch >= 1, 'batch', '1 or more'); need(c.accumulate >= 1, 'accumulate', '1 or more')
-    need(c.optimizer in ('adamw', 'adam'), 'optimizer', 'adamw, adam'); need(0 <= c.ema < 1, 'ema', '0 to below 1'); need(0 < c.layer_decay <= 1, 'layer_decay', 'above 0 to 1')
+    need(c.trunk in ('full', 'frozen'), 'trunk', 'full, frozen'); need(c.optimizer in ('adamw', 'adam'), 'optimizer', 'adamw, adam'); need(0 <= c.ema < 1, 'ema', '0 to below 1'); need(0 < c.layer_decay <= 1, 'layer_decay', 'above 0 to 1')
     need(c.loss == 'auto' or c.loss in LOSSES, 'loss', f"auto, {', '.join(LOSSES)}"); need(c.best in ('ap', 'loss'), 'best', 'ap, loss'); need(c.workers >= 0, 'workers', '0 or more')
     need(set(c.loggers) <= {'tensorboard', 'wandb'}, 'loggers', 'tensorboard, wandb'); need(c.clip >= 0, 'clip', '0 or more'); need(c.margin >= 1, 'margin', '1 or more')
 

@@ -48,7 +48,7 @@ def averaged(model, ema): # ema may be None
     try: yield model
     finally: model.load_state_dict(live)
 
-# %% ../../nbs/train/04_state.ipynb #6a67157f
+# %% ../../nbs/train/04_state.ipynb #1276215d
 SCHEMA = 1
 
 def save_checkpoint(
@@ -65,7 +65,7 @@ def load_checkpoint(path) -> dict:
     if not path.is_file(): raise PoseError('there is no checkpoint', file=path, todo='train without resume, or give the run folder that holds last.ckpt')
     try: d = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e: # torch reports damage by many exception types
-        raise PoseError('the checkpoint cannot be read', file=path, found=str(e).splitlines()[0] if str(e) else type(e).__name__, allowed='a checkpoint written by this project', todo='resume from an older checkpoint_epoch_N.ckpt') from e
+        raise PoseError('the checkpoint cannot be read', file=path, found=str(e).splitlines()[0] if str(e) else type(e).__name__, allowed='a checkpoint written by this project', todo='start over with force; the best weights so far are in model.safetensors beside it') from e
     if not isinstance(d, dict) or d.get('schema') != SCHEMA:
         raise PoseError('unknown checkpoint', file=path, field='schema', found=d.get('schema') if isinstance(d, dict) else type(d).__name__, allowed=SCHEMA, todo='use the version of this project that wrote it')
     return d
