@@ -111,7 +111,15 @@ def _at(P, F, x, y, z):
     for i in range(3): out[i] = P[i] + F[i, 0] * x + F[i, 1] * y + F[i, 2] * z
     return out
 
-# %% ../../nbs/data/10_body.ipynb #8960ec25
+# %% ../../nbs/data/10_body.ipynb #b11554d5
+@njit(cache=True)
+def _bone(P, F, i, p, R):
+    "P[i] = p, F[i] = R; compiled once, where every array assignment would be compiled in its place. Indices are floats."
+    k = int(i)
+    for r in range(3):
+        P[k, r] = p[r]
+        for c in range(3): F[k, r, c] = R[r, c]
+
 @njit(cache=True)
 def _limbs(P, F, side, dims):
     "Arms from the chest (bone 2), legs from the pelvis (bone 0), both sides."
@@ -120,18 +128,15 @@ def _limbs(P, F, side, dims):
         a = side[i]; sg = 1. - 2. * i
         up = max(a[1], a[3]) - 70.
         rise = (a[0] + .30 * min(max(up, 0.), 100.)) / 40. * .22 * sw * 1.6
-        P[5 + i] = _at(P[2], F[2], sg * (sw - .3 * rise), .43 * sp + rise, -.02 * sp)
-        F[5 + i] = _mul(F[2], _mul(_mul(_rz(sg * a[1]), _ry(sg * a[2])), _mul(_rx(-a[3]), _ry(sg * a[4]))))
-        P[7 + i] = _at(P[5 + i], F[5 + i], 0., -ua, 0.)
-        F[7 + i] = _mul(F[5 + i], _rx(-a[5]))
-        P[9 + i] = _at(P[7 + i], F[7 + i], 0., -fa, 0.)
-        F[9 + i] = _mul(F[7 + i], _mul(_ry(-sg * a[6]), _rz(-sg * a[7])))
-        P[11 + i] = _at(P[0], F[0], sg * hw, 0., 0.)
-        F[11 + i] = _mul(F[0], _mul(_mul(_rz(sg * a[9]), _ry(sg * a[10])), _mul(_rx(-a[11]), _ry(sg * a[12]))))
-        P[13 + i] = _at(P[11 + i], F[11 + i], 0., -th, 0.)
-        F[13 + i] = _mul(F[11 + i], _rx(a[13]))
-        P[15 + i] = _at(P[13 + i], F[13 + i], 0., -sn, 0.)
-        F[15 + i] = _mul(F[13 + i], _mul(_rx(-a[14]), _ry(sg * 7.)))
+        chest, pelvis = F[2], F[0]
+        _bone(P, F, 5. + i, _at(P[2], chest, sg * (sw - .3 * rise), .43 * sp + rise, -.02 * sp),
+              _mul(chest, _mul(_mul(_rz(sg * a[1]), _ry(sg * a[2])), _mul(_rx(-a[3]), _ry(sg * a[4])))))
+        _bone(P, F, 7. + i, _at(P[5 + i], F[5 + i], 0., -ua, 0.), _mul(F[5 + i], _rx(-a[5])))
+        _bone(P, F, 9. + i, _at(P[7 + i], F[7 + i], 0., -fa, 0.), _mul(F[7 + i], _mul(_ry(-sg * a[6]), _rz(-sg * a[7]))))
+        _bone(P, F, 11. + i, _at(P[0], pelvis, sg * hw, 0., 0.),
+              _mul(pelvis, _mul(_mul(_rz(sg * a[9]), _ry(sg * a[10])), _mul(_rx(-a[11]), _ry(sg * a[12])))))
+        _bone(P, F, 13. + i, _at(P[11 + i], F[11 + i], 0., -th, 0.), _mul(F[11 + i], _rx(a[13])))
+        _bone(P, F, 15. + i, _at(P[13 + i], F[13 + i], 0., -sn, 0.), _mul(F[13 + i], _mul(_rx(-a[14]), _ry(sg * 7.))))
 
 @njit(cache=True)
 def forward(
@@ -143,18 +148,14 @@ def forward(
     "Bone origins and frames, pelvis at the origin."
     P, F = np.zeros((17, 3)), np.zeros((17, 3, 3))
     t = trunk; sp = dims[1]
-    F[0] = _mul(_mul(_ry(yaw), _rx(t[0])), _mul(_ry(t[1]), _rz(t[2])))
+    _bone(P, F, 0., np.zeros(3), _mul(_mul(_ry(yaw), _rx(t[0])), _mul(_ry(t[1]), _rz(t[2]))))
     bend = _mul(_mul(_rx(t[3] * .5), _rz(-t[4] * .5)), _ry(t[5] * .5))
-    P[1] = _at(P[0], F[0], 0., .22 * sp, 0.)
-    F[1] = _mul(F[0], bend)
-    P[2] = _at(P[1], F[1], 0., .30 * sp, 0.)
-    F[2] = _mul(F[1], bend)
-    P[3] = _at(P[2], F[2], 0., .48 * sp, 0.)
+    _bone(P, F, 1., _at(P[0], F[0], 0., .22 * sp, 0.), _mul(F[0], bend))
+    _bone(P, F, 2., _at(P[1], F[1], 0., .30 * sp, 0.), _mul(F[1], bend))
     nod = _mul(_mul(_ry(t[8] * .5), _rz(-t[7] * .5)), _rx(t[6] * .5))
-    F[3] = _mul(F[2], _mul(_rx(12.), nod))
-    P[4] = _at(P[3], F[3], 0., dims[2] + .80 * dims[3], 0.)
-    F[4] = _mul(F[3], _mul(_rx(-12.), nod))
-    P[4] = _at(P[4], F[4], 0., .25 * dims[3], .22 * dims[3])
+    _bone(P, F, 3., _at(P[2], F[2], 0., .48 * sp, 0.), _mul(F[2], _mul(_rx(12.), nod)))
+    skull = _mul(F[3], _mul(_rx(-12.), nod))
+    _bone(P, F, 4., _at(_at(P[3], F[3], 0., dims[2] + .80 * dims[3], 0.), skull, 0., .25 * dims[3], .22 * dims[3]), skull)
     _limbs(P, F, side, dims)
     return P, F
 

@@ -132,7 +132,19 @@ def normals(
         s = sqrt(N[k, 0] ** 2 + N[k, 1] ** 2 + N[k, 2] ** 2) + 1e-12
         N[k, 0] /= s; N[k, 1] /= s; N[k, 2] /= s
 
-# %% ../../nbs/data/11_mesh.ipynb #5566798d
+# %% ../../nbs/data/11_mesh.ipynb #c3dffdc9
+@njit(cache=True)
+def _put(A, i, B):
+    "A[i] = B for frames; compiled once, where every array assignment would be compiled in its place."
+    for r in range(3):
+        for c in range(3): A[i, r, c] = B[r, c]
+
+@njit(cache=True)
+def _copy(A, B):
+    "A[:] = B for frames."
+    for r in range(3):
+        for c in range(3): A[r, c] = B[r, c]
+
 @njit(cache=True)
 def _blend(Fa, Fb, t):
     "Frame between two frames (normalised interpolation, then Gram-Schmidt on columns 1 and 0)."
@@ -162,10 +174,10 @@ def _on_limb(P, F, a, b, la, lb, s, c, R):
         for i in range(3):
             p0, p1 = P[b, i] + F[a, i, 1] * w * la, P[b, i] - F[b, i, 1] * w * lb
             c[i] = (1 - t) ** 2 * p0 + 2 * t * (1 - t) * P[b, i] + t * t * p1
-        R[:] = G
+        _copy(R, G)
         return
     for i in range(3): c[i] = P[q, i] - G[i, 1] * y
-    R[:] = G
+    _copy(R, G)
 
 @njit(cache=True)
 def _profile(table, s, out):
@@ -217,7 +229,7 @@ def sample_outfit(
     o[O["recede"]] = max(0., g.normal(-.1, .25)) * (shape.female < .5) * (shape.age == 1)
     return o
 
-# %% ../../nbs/data/11_mesh.ipynb #fef77008
+# %% ../../nbs/data/11_mesh.ipynb #347c631c
 @njit(cache=True)
 def _limb_tube(B, P, F, a, b, la, lb, table, k, wear, m_cloth, m_skin, segments):
     "One sleeve or trouser leg and the skin below it, as one swept surface with a step where the cloth ends."
@@ -248,10 +260,10 @@ def _trunk_frame(P, F, y, sp, c, R):
     q = 0 if y < .22 else (1 if y < .52 else 2)
     y0 = 0. if q == 0 else (.22 if q == 1 else .52)
     for i in range(3): c[i] = P[q, i] + F[q, i, 1] * (y - y0) * sp
-    if y < .1: R[:] = F[0]
-    elif y < .37: R[:] = _blend(F[0], F[1], (y - .1) / .27)
-    elif y < .66: R[:] = _blend(F[1], F[2], (y - .37) / .29)
-    else: R[:] = F[2]
+    if y < .1: _copy(R, F[0])
+    elif y < .37: _copy(R, _blend(F[0], F[1], (y - .1) / .27))
+    elif y < .66: _copy(R, _blend(F[1], F[2], (y - .37) / .29))
+    else: _copy(R, F[2])
 
 # %% ../../nbs/data/11_mesh.ipynb #c3c34ddb
 @njit(cache=True)
@@ -287,7 +299,7 @@ def _trunk(B, P, F, dims, o):
         j += 1
     tube(B, C[:j], G[:j], R[:j], vc[:j], mat[:j], part[:j], 22., .45, o[8] * .5, o[14], 1.)
 
-# %% ../../nbs/data/11_mesh.ipynb #48f6f813
+# %% ../../nbs/data/11_mesh.ipynb #e5a2a4c4
 @njit(cache=True)
 def _skirt(B, P, F, dims, o, length, mat):
     sp, k = dims[1], dims[0] / 1.75
@@ -300,7 +312,7 @@ def _skirt(B, P, F, dims, o, length, mat):
             _trunk_frame(P, F, -s * .6, sp, C[i], G[i]); _trunk_radius(o, dims, -s * .6, k, 1., R[i])
         else:
             _on_limb(P, F, leg, leg + 2, dims[9], dims[10], s, a, Ra); _on_limb(P, F, leg + 1, leg + 3, dims[9], dims[10], s, b, Rb)
-            G[i] = _blend(Ra, Rb, .5)
+            _put(G, i, _blend(Ra, Rb, .5))
             apart, deep = 0., 0.
             for q in range(3):
                 C[i, q] = .5 * (a[q] + b[q]); apart += (a[q] - b[q]) * G[i, q, 0]; deep += (a[q] - b[q]) * G[i, q, 2]
@@ -312,7 +324,7 @@ def _skirt(B, P, F, dims, o, length, mat):
     tube(B, C, G, R, vc, m, part, 20., 0., o[8] * 1.3, o[14], 0.)
     B[5][2] = 0
 
-# %% ../../nbs/data/11_mesh.ipynb #85f99255
+# %% ../../nbs/data/11_mesh.ipynb #33a31bc0
 HAND = np.array([(.021, .027), (.020, .036), (.018, .043), (.015, .042), (.012, .036), (.008, .020)])      # half thickness, half width
 FOOT = np.array([(.0, .018, .020, .012), (.06, .034, .066, .024), (.2, .038, .082, .024), (.38, .038, .074, .022), (.58, .043, .045, .022),
                  (.78, .047, .026, .022), (.93, .034, .014, .020), (1., .012, .004, .010)])                       # along, half width, up, down
@@ -335,8 +347,8 @@ def _hand(B, P, F, q, length, k, curl, sg):
     for i in range(3):                                  # the thumb re-uses the first rings
         for r in range(3):
             C[i, r] = P[q, r] + F[q, r, 1] * -length * (.18 + .16 * i) + F[q, r, 2] * (.02 + .019 * i) * k + F[q, r, 0] * -sg * (.006 + .006 * i) * k
-        G[i] = F[q]
-        R[i, :] = (.013 if i < 2 else .007) * k
+        _put(G, i, F[q])
+        R[i, 0] = (.013 if i < 2 else .007) * k; R[i, 1] = R[i, 0]; R[i, 2] = R[i, 0]
     tube(B, C[:3], G[:3], R[:3], vc[:3], mat[:3], part[:3], 6., 0., 0., 0., 1.)
 
 @njit(cache=True)
@@ -402,7 +414,7 @@ def _skull(B, P, F, hr, o):
     for r in range(3): tip[r] = P[4, r] + hr * (-1.17 * F[4, r, 1] + .5 * F[4, r, 2])
     _fan(B, tip, -1.17, .5, base, n + 3, five, four, 1.)
 
-# %% ../../nbs/data/11_mesh.ipynb #21edf8d3
+# %% ../../nbs/data/11_mesh.ipynb #d7851562
 @njit(cache=True)
 def _blob(B, P, F, hr, x, y, z, rx, ry, rz, tilt, mat, part):
     "A small ellipsoid on the head: nose, ears, buns. Centre and radii in head units."
@@ -411,7 +423,7 @@ def _blob(B, P, F, hr, x, y, z, rx, ry, rz, tilt, mat, part):
     for i in range(n):
         t = -cos(pi * (i + .25) / (n - .5)); w = sqrt(max(0., 1 - t * t)) * hr
         for q in range(3): C[i, q] = P[4, q] + hr * (F[4, q, 0] * x + F[4, q, 1] * (y - t * ry) + F[4, q, 2] * (z + tilt * t))
-        G[i] = F[4]
+        _put(G, i, F[4])
         R[i, 0], R[i, 1], R[i, 2] = rx * w, rz * w, rz * w
     k = B[4][0]
     tube(B, C, G, R, vc, m, p, 9., 0., 0., 0., 1.)
@@ -431,7 +443,7 @@ def _long_hair(B, P, F, hr, o):
         for q in range(3):
             down = F[4, q, 1] * (1 - f) + F[2, q, 1] * f
             C[i, q] = P[4, q] + hr * (F[4, q, 1] * max(y, -.8) + down * min(0., y + .8) + F[4, q, 2] * (-.42 - .24 * f))
-        G[i] = _blend(F[4], F[2], .6 * f)
+        _put(G, i, _blend(F[4], F[2], .6 * f))
         R[i, 0], R[i, 1], R[i, 2] = hr * wide, hr * (.2 if bound else .34), hr * (.35 if bound and y < -.5 else .62 + vol - .25 * f)
         vc[i] = t * drop * hr
     tube(B, C, G, R, vc, mat, part, 14., 0., .05, o[14], 1.)
@@ -444,7 +456,7 @@ def _brim(B, P, F, hr, o):
     ahead = 0. if brim else (-.62 if o[14] % 1. < .12 else .62)
     for i in range(n):
         for q in range(3): C[i, q] = P[4, q] + hr * (F[4, q, 1] * ((.56 if brim else .50) - .05 * i) + F[4, q, 2] * ahead)
-        G[i] = F[4]
+        _put(G, i, F[4])
         R[i, 0] = hr * (1.55 if brim else .68); R[i, 1] = hr * (1.6 if brim else 1.02); R[i, 2] = hr * (1.6 if brim else .2)
     tube(B, C, G, R, vc, mat, part, 18., 0., 0., 0., 1.)
 
@@ -455,8 +467,8 @@ def _head(B, P, F, dims, o):
     for i in range(3):
         t = 1. - .5 * i
         for q in range(3): C[i, q] = P[3, q] * (1 - t) + (P[4, q] - F[4, q, 2] * .15 * hr - F[4, q, 1] * .3 * hr) * t
-        G[i] = _blend(F[2], F[4], t)
-        R[i, :] = hr * (.55 if i < 2 else .60) * (1 + .3 * (dims[12] - 1))
+        _put(G, i, _blend(F[2], F[4], t))
+        R[i, 0] = hr * (.55 if i < 2 else .60) * (1 + .3 * (dims[12] - 1)); R[i, 1] = R[i, 0]; R[i, 2] = R[i, 0]
     tube(B, C, G, R, vc, mat, part, 12., 0., 0., 0., 0.)
     _skull(B, P, F, hr, o)
     if o[11] != 5:
@@ -466,7 +478,7 @@ def _head(B, P, F, dims, o):
     if o[15] > 0 and o[9] > 1.1 and o[14] % 2 < 1: _blob(B, P, F, hr, 0., .75, -.75, .36, .36, .36, 0., 4., 17.)
     if o[11] == 1 or o[11] == 4: _brim(B, P, F, hr, o)
 
-# %% ../../nbs/data/11_mesh.ipynb #bdc71d09
+# %% ../../nbs/data/11_mesh.ipynb #69332351
 @njit(cache=True)
 def _bag(B, P, F, dims, kind):
     "A backpack (1) or a shoulder bag at the hip (2)."
@@ -477,7 +489,7 @@ def _bag(B, P, F, dims, kind):
         for q in range(3):
             if pack: C[i, q] = P[1, q] + F[2, q, 1] * (.42 - .45 * t) * k - F[2, q, 2] * .20 * k
             else: C[i, q] = P[0, q] + F[0, q, 1] * (.12 - .28 * t) * k + F[0, q, 0] * .23 * k
-        G[i] = F[2] if pack else F[0]
+        _put(G, i, F[2] if pack else F[0])
         R[i, 0] = (.15 if pack else .05) * w; R[i, 1] = (.09 if pack else .15) * w; R[i, 2] = R[i, 1]
         vc[i] = .4 * t
     tube(B, C, G, R, vc, mat, part, 14., .8, .02, 3., 1.)
@@ -505,7 +517,7 @@ def add_person(
     _head(B, P, F, dims, o)
     if o[12] > 0: _bag(B, P, F, dims, o[12])
 
-# %% ../../nbs/data/11_mesh.ipynb #940cb902
+# %% ../../nbs/data/11_mesh.ipynb #845af9b3
 @njit(cache=True)
 def add_box(
     B,              # buffers
@@ -541,8 +553,9 @@ def add_rod(B, a, b, ra, rb, mat):
     s = sqrt(s) + 1e-9
     for i in range(3): F[0, i, 1] = (a[i] - b[i]) / s
     F[0, 0 if abs(F[0, 0, 1]) < .7 else 2, 0] = 1.
-    F[1] = _blend(F[0], F[0], 0.); F[0] = F[1]
-    C[0] = a; C[1] = b; R[0, :] = ra; R[1, :] = rb; vc[1] = s
+    _put(F, 1, _blend(F[0], F[0], 0.)); _put(F, 0, F[1])
+    vc[1] = s
+    for q in range(3): C[0, q], C[1, q], R[0, q], R[1, q] = a[q], b[q], ra, rb
     tube(B, C, F, R, vc, m, part, 8., 0., 0., 0., 1.)
 
 @njit(cache=True)
