@@ -361,33 +361,38 @@ def hide_behind_room(depth, tri, cam, R, K, env):
             d, which = _room(env, cam, R[0, 0] * cx + R[1, 0] * cy + R[2, 0], R[0, 1] * cx + R[1, 1] * cy + R[2, 1], R[0, 2] * cx + R[1, 2] * cy + R[2, 2])
             if 1. / depth[y, x] > d + .05: tri[y, x] = -1; depth[y, x] = 0.
 
-# %% ../../nbs/data/12_render.ipynb #8f27ca6d
+# %% ../../nbs/data/12_render.ipynb #4d85fabc
 @njit(cache=True, error_model="numpy")
-def _room_pass(tri, mats, cam, R, K, env, low, lowmap, grey, photo, G, img):
-    "Albedo of ground, walls, ceiling and sky where no triangle is."
-    h, w = tri.shape
-    for y in range(h):
-        for x in range(w):
-            if tri[y, x] >= 0: continue
-            cx, cy = (x - K[2]) / K[0], (y - K[3]) / K[1]
+def _room_pass(tri, mats, cam, R, K, env, low, lowmap, grey, photo, step, G, img):
+    "Albedo of ground, walls, ceiling and sky where no triangle is, one look for every step x step pixels."
+    h, w = tri.shape; mid = .5 * (step - 1)
+    for y in range(0, h, step):
+        for x in range(0, w, step):
+            free = False
+            for j in range(y, min(y + step, h)):
+                for i in range(x, min(x + step, w)): free |= tri[j, i] < 0
+            if not free: continue
+            cx, cy = (x + mid - K[2]) / K[0], (y + mid - K[3]) / K[1]
             dx, dy, dz = R[0, 0] * cx + R[1, 0] * cy + R[2, 0], R[0, 1] * cx + R[1, 1] * cy + R[2, 1], R[0, 2] * cx + R[1, 2] * cy + R[2, 2]
             d, which = _room(env, cam, dx, dy, dz)
+            px, py, pz, nx, ny, nz, wet, kind = cam[0] + d * dx, cam[1] + d * dy, cam[2] + d * dz, 0., 1., 0., 1., 0.
             if which < 0 or d > 400.:
-                img[y, x, 0], img[y, x, 1], img[y, x, 2] = _sky(env, dx, dy, dz, grey, photo)
-                G[y, x, 7] = -1.
-                continue
-            px, py, pz = cam[0] + d * dx, cam[1] + d * dy, cam[2] + d * dz
-            nx, ny, nz, wet = 0., 1., 0., 1.
-            if which == 1 or which == 2:
-                nx, ny, nz = -env[3 * which - 1], 0., -env[3 * which]
-                u, v, wet = px * -nz + pz * nx, -py, .75 + .25 * min(1., py)
+                r, g, b = _sky(env, dx, dy, dz, grey, photo); kind = -1.
             else:
                 u, v = px, pz
-                if which == 3: ny = -1.
-                i, j = int((px - low[0]) * low[2]), int((pz - low[1]) * low[2])
-                if which == 0 and 0 <= i < lowmap.shape[1] and 0 <= j < lowmap.shape[0]: wet = 1. - .75 * lowmap[j, i]
-            img[y, x, 0], img[y, x, 1], img[y, x, 2] = _surface(mats, which, u, v, d / K[0] * (1 + .1 * d), grey, photo)
-            G[y, x, 0], G[y, x, 1], G[y, x, 2], G[y, x, 3], G[y, x, 4], G[y, x, 5], G[y, x, 6], G[y, x, 7] = px, py, pz, nx, ny, nz, wet, 0.
+                if which == 1 or which == 2:
+                    nx, ny, nz = -env[3 * which - 1], 0., -env[3 * which]
+                    u, v, wet = px * -nz + pz * nx, -py, .75 + .25 * min(1., py)
+                elif which == 3: ny = -1.
+                else:
+                    i, j = int((px - low[0]) * low[2]), int((pz - low[1]) * low[2])
+                    if 0 <= i < lowmap.shape[1] and 0 <= j < lowmap.shape[0]: wet = 1. - .75 * lowmap[j, i]
+                r, g, b = _surface(mats, which, u, v, d / K[0] * (1 + .1 * d), grey, photo)
+            for j in range(y, min(y + step, h)):
+                for i in range(x, min(x + step, w)):
+                    if tri[j, i] >= 0: continue
+                    img[j, i, 0], img[j, i, 1], img[j, i, 2] = r, g, b
+                    G[j, i, 0], G[j, i, 1], G[j, i, 2], G[j, i, 3], G[j, i, 4], G[j, i, 5], G[j, i, 6], G[j, i, 7] = px, py, pz, nx, ny, nz, wet, kind
 
 @njit(cache=True, error_model="numpy")
 def _geometry_pass(tri, S, V, A, N, T, C, G):
@@ -460,7 +465,7 @@ def _light_pass(G, cam, env, light, A, smap, img):
                 c = img[y, x, q] * (light[3 + q] * direct + light[6 + q] * up + light[9 + q] * down) + gloss * light[3 + q]
                 img[y, x, q] = c + (env[11 + q] - c) * haze
 
-# %% ../../nbs/data/12_render.ipynb #d5dd877d
+# %% ../../nbs/data/12_render.ipynb #76634bd7
 def shade(
     depth, tri,             # (h,w) from `raster`
     S, mesh,                # projected vertices, `Mesh`
@@ -470,12 +475,13 @@ def shade(
     env, light,             # surroundings and light
     A, smap,                # shadow frame and map
     low, lowmap,            # ground contact: x0, z0, cells per metre, and the map
+    step: int = 1           # 2 where the background will be blurred anyway: a look for every four pixels
 ) -> np.ndarray:            # (h,w,3) float32 linear RGB
     "Colour of every pixel."
     h, w = tri.shape
     G, C, img = np.empty((h, w, 8), np.float32), np.empty((h, w, 3), np.float32), np.empty((h, w, 3), np.float32)
     grey, photo = grey_tiles(), photo_tiles()
-    _room_pass(tri, mats, cam, R, K, env, low, lowmap, grey, photo, G, img)
+    _room_pass(tri, mats, cam, R, K, env, low, lowmap, grey, photo, step, G, img)
     _geometry_pass(tri, S, mesh.V, mesh.A, mesh.N, mesh.T, C, G)
     _material_pass(tri, depth, mesh.M, mats, K[0], grey, photo, C, G, img)
     _light_pass(G, cam, env, light, A, smap, img)

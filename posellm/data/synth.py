@@ -204,7 +204,7 @@ def _crowding(people) -> list:
         out.append(foreign / max(1, mine))
     return out
 
-# %% ../../nbs/data/14_synth.ipynb #5c100e2d
+# %% ../../nbs/data/14_synth.ipynb #a9440b97
 def _contact(stage: Stage, centre: np.ndarray, reach: float, n: int = 128) -> tuple:     # low (3,), map (n,n)
     "How close things hang above the ground, softened: the dark under feet and furniture."
     s = n / (2 * reach); A = np.array([[s, 0, 0, n / 2 - s * centre[0]], [0, 0, s, n / 2 - s * centre[2]], [0, -1., 0, 0]])
@@ -219,10 +219,11 @@ def picture(stage: Stage, lay: Layers, config: SynthConfig, streams, tick: int =
     centre = np.array([near[0], .8, near[2] - .3]); reach = float(np.clip(np.abs(spots[:, [0, 2]] - near[[0, 2]]).max() + 1.6, 2.2, 6.))
     A = shadow_frame(stage.light[:3], centre, reach); smap = shadow_map(m, A, _Room.scratch)
     low, lowmap = _contact(stage, centre, reach)
-    img = shade(lay.depth, lay.tri, lay.S, m, stage.mats, stage.view.centre, stage.view.R, stage.view.K, stage.env, stage.light, A, smap, low, lowmap)
+    blurred = g.random() < .4
+    img = shade(lay.depth, lay.tri, lay.S, m, stage.mats, stage.view.centre, stage.view.R, stage.view.K, stage.env, stage.light, A, smap, low, lowmap, 2 if blurred else 1)
     soft = np.empty_like(img); soften_edges(img, lay.tri, m.M, soft)
     focus = 1 / max(.5, -near[2])
-    soft = _defocus(soft, lay, focus, g) if g.random() < .4 else soft
+    soft = _defocus(soft, lay, focus, g) if blurred else soft
     return _expose(soft, lay, config, g, tick)
 
 def _defocus(img, lay, focus, g):
