@@ -190,13 +190,13 @@ def evaluate(
     got = summarise(measured, resamples, seed)
     emit(as_json, got, as_text(got, measured))
 
-# %% ../../nbs/app/04_cli.ipynb #34f3ea41
+# %% ../../nbs/app/04_cli.ipynb #acf6605c
 @app.command(epilog='Example:  posellm predict photo.jpg --weights runs/demo --out poses')
 def predict(
     source: Annotated[list[str], typer.Argument(metavar='SOURCE...', help='Images, or folders of images.')],
     out: Annotated[str, typer.Option(metavar='DIR', help='Folder for results.json (COCO), people.json and pictures.')],
-    weights: Annotated[Optional[str], typer.Option(metavar='RUN|FILE|NAME', help='A run folder, a weights file, or a known model; default: the embedded weights.')] = None,
-    model: Annotated[Optional[str], typer.Option(metavar='NAME', help='A model by name, with the weights that belong to it.')] = None,
+    weights: Annotated[Optional[str], typer.Option(metavar='RUN|FILE|NAME', help='A run folder, a weights file (.safetensors, .onnx), or a known model; with --model also an official .pth. Default: the embedded weights.')] = None,
+    model: Annotated[Optional[str], typer.Option(metavar='NAME', help='A network by name, with the weights that belong to it or with those of --weights.')] = None,
     stage: Annotated[Optional[str], typer.Option(metavar='CHAPTER', help='Chapter of the run to take the weights from.')] = None,
     boxes: Annotated[str, typer.Option(metavar='auto|whole|FILE|DETECTOR', help='Where the boxes of people come from.')] = 'auto',
     device: Annotated[str, typer.Option(help='auto, cpu, cuda or mps.')] = 'auto',
@@ -206,9 +206,8 @@ def predict(
 ):
     "Find people and their keypoints in images."
     from posellm.app.estimator import Estimator, list_images, save_results
-    if weights and model: raise PoseError('two models were named', field='--weights, --model', todo='give one of them')
     paths = list_images(source)
-    est, texts = Estimator(weights or model, boxes=boxes, stage=stage, device=device, flip=flip), []
+    est, texts = Estimator(model or weights, boxes=boxes, stage=stage, device=device, flip=flip, weights=weights if model else None), []
     def seen(results):
         for r in results: texts.append(str(r) if len(paths) == 1 else f'{r.file}: {len(r)} people'); yield r
     got = save_results(seen(est.stream(paths)), out, pictures)

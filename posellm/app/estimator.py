@@ -87,15 +87,24 @@ def people_from_boxes(
     return Poses(xy=np.zeros((n, K, 2)), conf=np.zeros((n, K)), bbox=b, area=b[:, 2]*b[:, 3], area_source='box', score=np.asarray(scores, float), ann_id=np.arange(1, n+1), image_id=np.full(n, image['id']),
                  category_id=np.ones(n, np.int64), iscrowd=np.zeros(n, bool), num_keypoints=np.full(n, K), images=[image], skeleton=skeleton)
 
-# %% ../../nbs/app/00_estimator.ipynb #2cbf6e79
-def open_model(source, stage=None):
-    "The model behind a run folder, a weights file or folder, a model's name, or None (the best embedded weights)."
+# %% ../../nbs/app/00_estimator.ipynb #bc98f46f
+def open_model(
+    source, # module, run folder, weights file or folder, .onnx file, name, None: the best embedded weights
+    stage=None, # folder of the run
+    device='auto', # for .onnx files, which choose theirs when opened
+    weights=None, # file for the network named by `source`
+): # model, what to call it
+    "The model that is meant."
     import torch.nn as nn
     if isinstance(source, nn.Module): return source, type(source).__name__
     from posellm.models.weights import load_model
     from posellm.models.zoo import create_model
     if source is None: return create_model('posellm-synth-s'), 'posellm-synth-s'
+    if weights is not None: return create_model(str(source), weights=weights), f'{source} with {weights}'
     p = Path(source)
+    if p.suffix == '.onnx':
+        from posellm.models.simcc import SimccModel
+        return (m := SimccModel(p, device=device)), f'{source}, run by {m.provider}'
     if stage is not None: p = p/stage/'model.safetensors'
     if p.exists() or stage is not None: return load_model(p), str(source)
     if p.suffix or len(p.parts) > 1: raise PoseError('there are no weights there', file=source, todo='give a run folder such as runs/demo (made by `make demo`), a .safetensors file, or the name of a model with embedded weights')
@@ -115,18 +124,19 @@ def list_images(source) -> list: # paths
     if not p.exists(): raise PoseError('there is no such image', file=p, todo='check the path')
     return [p]
 
-# %% ../../nbs/app/00_estimator.ipynb #343fe307
+# %% ../../nbs/app/00_estimator.ipynb #2177f5dd
 class Estimator:
     "Finds people and their keypoints in images."
     def __init__(self,
-        source=None, # run folder, weights file or folder, model name, module; None: the best embedded weights
+        source=None, # run folder, weights file or folder, .onnx file, model name, module; None: the best embedded weights
         boxes='auto', # auto, whole, a COCO file, a detector's name, or an (N,4) array
         stage:str=None, # folder of the run to take weights from, default 01_stage1
         device:str='auto', # auto, cpu, cuda, mps
         flip:bool=True, # average with the mirrored image
+        weights=None, # file for the network named by `source`, such as an official .pth
     ):
         import torch
-        self.model, self.name = open_model(source, stage)
+        self.model, self.name = open_model(source, stage, device, weights)
         auto = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
         self.device, self.flip = (auto if device == 'auto' else device), flip and self.model.spec.skeleton.flip is not None
         self.model.to(self.device).eval()

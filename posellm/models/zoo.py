@@ -137,7 +137,7 @@ def no_trained(name:str) -> PoseError:
     return PoseError('no trained weights come with this name yet', field='weights', found=f"{name!r} with weights='auto'",
                      allowed="None (random), 'imagenet' (trunk only), a .safetensors or .pth file, a folder, a run", todo="train with chapter 01 and give the run, or pass weights=None")
 
-# %% ../../nbs/models/02_zoo.ipynb #419e05d0
+# %% ../../nbs/models/02_zoo.ipynb #0d1cd02b
 def create_model(
     name:str, # see `list_models`, or timm:NAME
     skeleton='coco17', # name or Skeleton
@@ -147,13 +147,13 @@ def create_model(
     new_head:bool=False, # take only the trunk from `weights`
 ): # PoseNet with `.spec`; called on (B,3,h,w) it gives (B,K,H,W)
     "Build a network by name."
-    from posellm.models.weights import load_weights, stored_spec # it builds networks too
+    from posellm.models.weights import load_weights, named_size, stored_spec # it builds networks too
     e, skeleton = entry(name), get_skeleton(skeleton)
     if isinstance(weights, str) and weights == 'auto': raise no_trained(name)
     path = None if weights is None or weights == 'imagenet' else weights
     own = stored_spec(path) if path is not None else None
     same = own is not None and own.name == e.name # if not, load_weights refuses them
-    hw = check_input(input_hw or (own.input_hw if same else e.input_hw), e.multiple, f'{e.name}: cells of {e.multiple} pixels')
+    hw = check_input(input_hw or (own.input_hw if same else path is not None and own is None and named_size(path) or e.input_hw), e.multiple, f'{e.name}: cells of {e.multiple} pixels')
     if weights == 'imagenet' and not e.timm: raise PoseError('there are no ImageNet weights for this network', field='weights', found=name, todo='weights=None')
     net = e.build(skeleton.K, hw, imagenet_file(e.timm) if weights == 'imagenet' else None)
     net.spec = make_spec(e, skeleton, hw, getattr(net, 'heatmap_hw', None), loss)

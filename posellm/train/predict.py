@@ -88,7 +88,7 @@ def _answer(people, rows, xy, conf): # predictions, in the order of the people
                 extra=[], file=None, info={})
     return rescore(p)
 
-# %% ../../nbs/train/06_predict.ipynb #49a643ff
+# %% ../../nbs/train/06_predict.ipynb #aaae97e0
 def predict_poses(
     model, # network with `.spec`
     people, # Poses: boxes and images are read, keypoints are not
@@ -106,7 +106,7 @@ def predict_poses(
     spec = model.spec; codec = Codec.from_dict(dict(spec.codec)); perm = spec.skeleton.flip
     if flip and perm is None: spec.skeleton.need_flip()
     if device is not None: model.to(pick_device(device))
-    device = next(model.parameters()).device; precision = pick_precision(precision, device)
+    device = next(model.parameters(), torch.zeros(0)).device; precision = pick_precision(precision, device)
     regions, _ = boxes_for(people, spec); got, start = [], time.perf_counter()
     with evaluating(model), one_cv2_thread():
         for rows, pixels, M in _batches(people, spec, batch, store, read, workers):
