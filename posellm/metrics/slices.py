@@ -7,12 +7,11 @@ __all__ = ['same_image_pairs', 'box_overlap', 'owners', 'only_people', 'scored',
            'normal_poses', 'kmeans', 'pose_groups', 'image_quality', 'quality_groups', 'Slice', 'slice_table',
            'all_groups']
 
-# %% ../../nbs/metrics/03a_slices.ipynb #5db08c43
+# %% ../../nbs/metrics/03a_slices.ipynb #79cc5bb0
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..core.errors import PoseError
 from ..core.rng import rng
 from .ap import Evaluation, evaluate
 from .stats import draw_images, resample
@@ -124,7 +123,7 @@ def quality_groups(
         out.update({f'low {name}': on & (v <= lo), f'high {name}': on & (v > hi)})
     return out
 
-# %% ../../nbs/metrics/03a_slices.ipynb #9edee8c3
+# %% ../../nbs/metrics/03a_slices.ipynb #257f5979
 @dataclass
 class Slice:
     "AP of a group of people, and how far it lies from everybody's."
@@ -149,7 +148,7 @@ def slice_table(
     names = [k for k, m in groups.items() if np.asarray(m).sum() >= least]
     if not names: return []
     owner, w = owners(ev.truth, ev.pred), draw_images(len(ev.image_ids), n, seed)
-    parts = [evaluate(*only_people(ev.truth, ev.pred, groups[k], owner), max_dets=ev.max_dets, sigmas=ev.sigmas, strict=False) for k in names]
+    parts = [evaluate(*only_people(ev.truth, ev.pred, groups[k], owner), ev.max_dets, ev.sigmas, thresholds=ev.thresholds, areas=ev.areas, strict=False) for k in names]
     value = np.array([e.stats[stat] for e in parts]); samples = np.stack([resample(e, w, (stat,))[:, 0] for e in parts], 1)
     whole = resample(ev, w, (stat,))
     delta, half, half_d = value - ev.stats[stat], _simultaneous(samples, value, level), _simultaneous(samples - whole, value - ev.stats[stat], level)
