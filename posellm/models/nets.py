@@ -178,8 +178,8 @@ class TimmViT(PoseNet):
         t = self.trunk.forward_features(x)[:, self.trunk.num_prefix_tokens:]
         return self.head(t.transpose(1, 2).reshape(len(x), -1, *self.grid))
 
-# %% ../../nbs/models/01b_nets.ipynb #96e63368
-_UNIT = re.compile(r'^(?:trunk\.)?(?:features[._])?(?:blocks|layers?|stages?|denseblock|transition|s)[._]?(\d+)\b|^(?:trunk\.)?stages_(\d+)\.')
+# %% ../../nbs/models/01b_nets.ipynb #c7a932b6
+_UNIT = re.compile(r'^(?:trunk\.|backbone\.)?(?:features[._])?(?:blocks|layers?|stages?|denseblock|transition|s)[._]?(\d+)\b|^(?:trunk\.)?stages_(\d+)\.')
 
 def layer_groups(model) -> list: # of (depth, [(name, parameter), ...]), from the input to the head
     "Parameters by depth, for layer-wise learning rates."
@@ -191,10 +191,10 @@ def layer_groups(model) -> list: # of (depth, [(name, parameter), ...]), from th
         else: groups.setdefault(0, []).append((name, p))
     return [(i, groups[k]) for i, k in enumerate(sorted(groups))] + [(len(groups), head)]
 
-# %% ../../nbs/models/01b_nets.ipynb #d271ead3
+# %% ../../nbs/models/01b_nets.ipynb #c44f9a8c
 def no_decay(name:str, p) -> bool:
     "Should this parameter be spared weight decay?"
-    return p.ndim <= 1 or name.endswith(('pos_embed', 'cls_token', 'reg_token'))
+    return p.ndim <= 1 or name.endswith(('pos_embed', 'cls_token', 'reg_token', 'storage_tokens'))
 
 def has_batchnorm(model) -> bool:
     "Does any layer average over the batch (so that batches of 1 or 2 are poor statistics)?"

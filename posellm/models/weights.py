@@ -6,7 +6,8 @@
 __all__ = ['SCHEMA', 'STAGE', 'save_model', 'find_weights', 'sniff', 'read_tensors', 'stored_spec', 'read_info', 'named_size',
            'check_state', 'resample_positions', 'load_weights', 'load_model']
 
-# %% ../../nbs/models/03_weights.ipynb #5e165256
+# %% ../../nbs/models/03_weights.ipynb #8ddacf43
+import os
 import pickle
 import re
 from dataclasses import replace
@@ -18,7 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from ..core.errors import PoseError
 from ..core.files import atomic_path, need_space, read_json, write_json
+from ..core.log import log
 from ..core.paths import runs_root
+from .archive import archive_kind, convert_archive, read_archive
 from .spec import ModelSpec
 
 # %% ../../nbs/models/03_weights.ipynb #f0f05bbd
@@ -59,7 +62,7 @@ def find_weights(
     raise PoseError('the folder holds no weights', file=p, field='weights', found=', '.join(have) or 'nothing of the kind', allowed=' or '.join(str(f.relative_to(p)) for f in tried),
                     todo='name the stage' if have else 'finish chapter 01 of this run first')
 
-# %% ../../nbs/models/03_weights.ipynb #10ca9ef2
+# %% ../../nbs/models/03_weights.ipynb #7a4eeaff
 def sniff(file) -> str: # 'safetensors', 'zip', 'pickle', or what it is instead
     "What a file is by its first bytes."
     with open(file, 'rb') as f: head = f.read(64)
@@ -80,19 +83,29 @@ def read_tensors(file) -> dict: # name -> tensor
         except (SafetensorError, OSError, ValueError) as e: raise PoseError('the weights file is damaged or cut short', file=file, found=e, todo=again) from e
     if what in ('zip', 'pickle') and file.suffix == '.safetensors': raise PoseError('this is a pickle under the name of a safetensors file', file=file, found=what, todo='do not trust it; fetch the file again from its source')
     if what not in ('zip', 'pickle'): raise PoseError('this is not a weights file', file=file, found=what, allowed='safetensors, or a .pth with tensors only', todo=again)
-    return _read_pth(file)
+    return _read_pth(file, what)
 
-# %% ../../nbs/models/03_weights.ipynb #33f0f2f3
-def _read_pth(file): # a .pth: plain tensors only, wrappers taken off
-    try: x = torch.load(file, map_location='cpu', weights_only=True)
+# %% ../../nbs/models/03_weights.ipynb #0846b5dd
+def _read_pth(file, what): # a .pth: plain tensors only, wrappers taken off
+    if what == 'zip' and archive_kind(file) != 'pickle': # TorchScript, converted once where the folder may be written
+        return load_file(str(convert_archive(file))) if archive_kind(file) == 'torchscript' and os.access(file.parent, os.W_OK) else read_archive(file)[0]
+    try: x = torch.load(file, map_location='cpu', weights_only=True, mmap=what == 'zip')
     except pickle.UnpicklingError as e:
-        raise PoseError('this checkpoint holds more than tensors, and opening it would run its code', file=file, found=str(e).split('\n')[0], allowed='a state dict that torch.load(weights_only=True) reads',
+        x = _beside_objects(file) if what == 'zip' else None
+        if x is None: raise PoseError('this checkpoint holds more than tensors, and opening it would run its code', file=file, found=str(e).split('\n')[0], allowed='a state dict that torch.load(weights_only=True) reads',
                         todo='convert it where you trust it: safetensors.torch.save_file(model.state_dict(), FILE)') from e
-    except (RuntimeError, EOFError, OSError, ValueError) as e: raise PoseError('the checkpoint is damaged, cut short or of another kind (TorchScript)', file=file, found=e, todo='fetch the file again') from e
+    except (RuntimeError, EOFError, OSError, ValueError) as e: raise PoseError('the checkpoint is damaged or cut short', file=file, found=e, todo='fetch the file again') from e
     for key in ('state_dict', 'model'):
         if isinstance(x, dict) and isinstance(x.get(key), dict): x = x[key]
     if not isinstance(x, dict) or not x or not all(isinstance(v, torch.Tensor) for v in x.values()): raise PoseError('the checkpoint is not a state dict', file=file, found=type(x).__name__, allowed='a mapping of names to tensors')
     return {k.removeprefix('module.'): v for k, v in x.items()} # DataParallel's prefix
+
+def _beside_objects(file): # the tensors of a training checkpoint that also holds objects of its framework (logs, optimizer); they stay empty shells
+    x, unknown = read_archive(file)
+    sd = next((x[k] for k in ('state_dict', 'model') if isinstance(x, dict) and isinstance(x.get(k), dict)), {})
+    if not sd or not all(isinstance(v, torch.Tensor) for v in sd.values()): return None
+    log('models').info(f'{Path(file).name}: {len(sd)} tensors read; not read: {", ".join(sorted(unknown)[:4])}')
+    return sd
 
 # %% ../../nbs/models/03_weights.ipynb #23c12e22
 def stored_spec(path, stage=None): # ModelSpec, or None for a file without a description
@@ -130,7 +143,7 @@ def check_state(model, sd, file):
             else 'give the name of the network that these weights were trained with')
     raise PoseError(f'the weights do not fit {model.spec.name}. {found}', file=file, field='weights', todo=todo)
 
-# %% ../../nbs/models/03_weights.ipynb #c0be3110
+# %% ../../nbs/models/03_weights.ipynb #34088d08
 def resample_positions(sd, old_hw, model) -> dict:
     "Bring a ViT's position table to the grid of `model` (bicubic, as timm does)."
     key = 'trunk.pos_embed'
@@ -154,7 +167,8 @@ def load_weights(
     if own and head and own.skeleton != spec.skeleton:
         raise PoseError('the weights belong to another skeleton', file=file, field='skeleton', found=f'{own.skeleton.name}, {own.K} keypoints', allowed=f'{spec.skeleton.name}, {spec.K} keypoints', todo='give the skeleton of the weights, or new_head=True to keep only the trunk')
     sd = read_tensors(file)
-    if own: sd = resample_positions(sd, own.input_hw, model)
+    if hasattr(model, 'adapt_state'): sd = model.adapt_state(sd, file, own and own.input_hw)
+    elif own: sd = resample_positions(sd, own.input_hw, model)
     if not head: sd = {k: v for k, v in sd.items() if not model.is_head(k)} | {k: v for k, v in model.state_dict().items() if model.is_head(k)}
     check_state(model, sd, file)
     model.load_state_dict(sd, strict=False) # checked above; old files lack BatchNorm's counters

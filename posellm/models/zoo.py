@@ -22,7 +22,7 @@ from .nets import PoseResNet, SkipNet, TimmConv, TimmViT, check_input
 from .spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, codec_settings
 from ..pose.skeleton import get_skeleton
 
-# %% ../../nbs/models/02_zoo.ipynb #5f376ce4
+# %% ../../nbs/models/02_zoo.ipynb #e23051f8
 @dataclass(frozen=True)
 class Entry:
     "What the zoo knows about a name."
@@ -37,8 +37,10 @@ class Entry:
     crop:str='box'
     padding:float=1.25
     timm:str=None # timm name whose ImageNet weights fit the trunk
+    licence:str='' # of published weights
+    card:str='' # what is known, proven and not verified about published weights
 
-# %% ../../nbs/models/02_zoo.ipynb #7f48251c
+# %% ../../nbs/models/02_zoo.ipynb #28c12ad8
 def _resnet(depth, widths, K, hw, file):
     net = PoseResNet(depth, K, widths)
     if file is not None: load_resnet_trunk(net, file)
@@ -48,6 +50,16 @@ def _hrnet(width, K, hw, file):
     from posellm.models.hrnet import HRNet # its notebook uses the zoo
     return HRNet(width, K)
 
+def _vits() -> list: # the ViT families with published weights
+    from posellm.models import sapiens, sapiens2, vitpose # their notebooks use the zoo
+    out, big = [], dict(input_hw=(1024, 768), multiple=16)
+    for m, words, end, opts in ((sapiens, '', '', {}), (sapiens, ', patches as in pre-training', '-pad0', dict(padding=0)), (sapiens2, '', '', {})):
+        cls = m.Sapiens if m is sapiens else m.Sapiens2
+        for s in m.SIZES: out.append(Entry(f'{cls.family}-{s}{end}', f'{cls.__name__}-{s.upper()}{words}', lambda K, hw, file, cls=cls, s=s, opts=opts: cls(s, K, hw, **opts), **big, licence=m.LICENCE, card=m.CARD))
+    for head, end in (('classic', ''), ('simple', '-simple')):
+        for s in vitpose.SIZES: out.append(Entry(f'vitpose-{s}{end}', f'ViTPose-{s.upper()}, {head} head', lambda K, hw, file, s=s, head=head: vitpose.ViTPose(s, K, hw, head), multiple=16, licence=vitpose.LICENCE, card=vitpose.CARD))
+    return out
+
 def _fixed() -> dict: # name -> Entry, of everything that is not a timm name
     c = (256, 256, 256)
     out = [Entry('posellm-s', 'small network with skips, learns from scratch on a CPU', lambda K, hw, file: SkipNet(K), (192, 144), loss='ce')]
@@ -56,7 +68,7 @@ def _fixed() -> dict: # name -> Entry, of everything that is not a timm name
     for w in (32, 48): out.append(Entry(f'hrnet-w{w}', f'HRNet-W{w}', partial(_hrnet, w), kind='msra', multiple=32))
     out.append(Entry('resnet_seed', 'ResNet-50 on whole images, transposed convolutions 1024-512-256', partial(_resnet, 50, (1024, 512, 256)), (256, 256),
                      kind='msra', sigma=2., crop='image', padding=1., timm='resnet50.tv_in1k'))
-    return {e.name: e for e in out}
+    return {e.name: e for e in out + _vits()}
 
 NICKNAMES = dict(mobilenetv2='mobilenetv2_100', mobilenetv4='mobilenetv4_conv_small', vit_tiny='vit_tiny_patch16_224', vit_small='vit_small_patch16_224',
                  vit_base='vit_base_patch16_224', vit_large='vit_large_patch16_224')
@@ -79,7 +91,7 @@ def _near(base): # a short list instead of timm's thousand names
     hits = timm.list_models(f'*{base.split("_")[0]}*')[:6]
     return f'timm has {", ".join(hits)}, ...' if hits else 'see timm.list_models()'
 
-# %% ../../nbs/models/02_zoo.ipynb #788e2511
+# %% ../../nbs/models/02_zoo.ipynb #580a100f
 def entry(name:str) -> Entry:
     "The zoo's entry for a name."
     name = TRAINED.get(name, name)
@@ -91,7 +103,7 @@ def entry(name:str) -> Entry:
 
 def list_models() -> dict: # name -> what it is
     "Names for `create_model`; besides these, `timm:NAME`."
-    return {n: entry(n).about for n in (*_fixed(), *NICKNAMES)}
+    return {n: entry(n).about for n in (*_fixed(), *NICKNAMES) if not n.endswith('-pad0')}
 
 # %% ../../nbs/models/02_zoo.ipynb #f829a898
 def hub_reachable(timeout:float=4.) -> str: # '' or why not
