@@ -638,6 +638,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'posellm.data.synth._person': ('data/synth.html#_person', 'posellm/data/synth.py'),
                                     'posellm.data.synth._scenes': ('data/synth.html#_scenes', 'posellm/data/synth.py'),
                                     'posellm.data.synth._surface_outside': ('data/synth.html#_surface_outside', 'posellm/data/synth.py'),
+                                    'posellm.data.synth._worth_labelling': ('data/synth.html#_worth_labelling', 'posellm/data/synth.py'),
                                     'posellm.data.synth._write_one': ('data/synth.html#_write_one', 'posellm/data/synth.py'),
                                     'posellm.data.synth.annotation': ('data/synth.html#annotation', 'posellm/data/synth.py'),
                                     'posellm.data.synth.checksum': ('data/synth.html#checksum', 'posellm/data/synth.py'),

@@ -67,7 +67,7 @@ def fetch_detector(entry:DetectorEntry): # file, or None when it cannot be reach
     download_url_to_file(entry.url, str(to), hash_prefix=prefix)
     return to
 
-# %% ../../nbs/models/04_detector.ipynb #f5e37f22
+# %% ../../nbs/models/04_detector.ipynb #e0d32bb1
 def load_detector(entry:DetectorEntry, file):
     "The torchvision model with weights from `file`, in evaluation mode."
     import torch, torchvision
@@ -79,13 +79,14 @@ def load_detector(entry:DetectorEntry, file):
     return m.eval()
 
 def detect_people(
-    model, # from load_detector
+    model, # from load_detector, or a DetrPeople
     image:np.ndarray, # (h,w,3) RGB uint8
     min_score:float=.5, # boxes below are dropped
     most:int=50, # people at the most
 ): # (N,4) xywh in image pixels, (N,) scores, best first
     "Person boxes of one image."
     import torch
+    if not isinstance(model, torch.nn.Module): return model(image, min_score, most) # a transformers detector answers itself
     x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float().div_(255)
     with torch.inference_mode(): out = model([x.to(next(model.parameters()).device)])[0]
     keep = (out['labels'] == 1) & (out['scores'] >= min_score)
@@ -106,11 +107,11 @@ def boxes_from_file(path) -> dict: # file name or image id (as text) -> (N,4) xy
         for key in {str(a['image_id']), names.get(a['image_id'], str(a['image_id']))}: out.setdefault(key, []).append(a['bbox'])
     return {k: np.array(v, float).reshape(-1, 4) for k, v in out.items()}
 
-# %% ../../nbs/models/04_detector.ipynb #120e33b7
+# %% ../../nbs/models/04_detector.ipynb #91b299a8
 class PersonBoxes:
     "Person boxes by the rule above; `.source` says what was used, `.note` what the user should know."
     def __init__(self,
-        boxes='auto', # 'auto', 'whole', a COCO file, a detector's name, or an (N,4) xywh array
+        boxes='auto', # 'auto', 'whole', a COCO file, a detector's name or folder, or an (N,4) xywh array
         min_score:float=.5, # of a detector
     ):
         self.min_score, self.model, self.table, self.note = min_score, None, None, None
@@ -118,7 +119,12 @@ class PersonBoxes:
         elif boxes == 'whole': self.source = 'whole image'
         elif str(boxes).endswith('.json'): self.source, self.table = f'boxes of {boxes}', boxes_from_file(boxes)
         elif boxes == 'auto' or boxes in detectors: self._detector(None if boxes == 'auto' else boxes)
-        else: raise unknown('boxes', boxes, ['auto', 'whole', 'FILE.json', *detectors])
+        else: self._transformer(str(boxes))
+
+    def _transformer(self, name): # RT-DETR v2 by name, or the folder of such a detector
+        from posellm.models.detr import KNOWN, DetrPeople, find_detr, is_detector_folder
+        if name not in KNOWN and not is_detector_folder(name): raise unknown('boxes', name, ['auto', 'whole', 'FILE.json', *detectors, *KNOWN])
+        self.model, self.source = DetrPeople(find_detr(name)), f'detector {Path(name).name}'
 
     def _detector(self, name):
         found = find_detector(name)
