@@ -217,6 +217,12 @@ def predict(
     lines = texts + whose + [f'{got["people"]} people in {got["images"]} images, written to {got["out"]}'] + [f'skipped: {len(skipped)}'] * bool(skipped)
     emit(as_json, dict(got, skipped=skipped, boxes_from=est.boxes.source, note=est.boxes.note, model=est.name), lines)
 
+# %% ../../nbs/app/04_cli.ipynb #83b95b13
+from .cli_data import register as register_data_verbs
+
+# %% ../../nbs/app/04_cli.ipynb #77d51471
+register_data_verbs(app)
+
 # %% ../../nbs/app/04_cli.ipynb #1f9df3c9
 def _parser_error(e) -> bool:
     "Is this one of the argument parser's own complaints? (It lives in typer or in click, by version.)"

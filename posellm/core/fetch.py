@@ -121,13 +121,14 @@ def _pieces(part:Part, url:str, connections:int, timeout:float, any_tag:bool, re
         with suppress(OSError, PoseError): part.save() # on a full disk even the note may fail; then a little is fetched twice
     if errors: raise errors[0]
 
-# %% ../../nbs/core/07a_fetch.ipynb #fcaaa4ef
+# %% ../../nbs/core/07a_fetch.ipynb #d40027cf
 def _whole(part:Part, url:str, nbytes:int, known:bool, timeout:float, retries:int, pause:float, bar):
     "Fetch everything on one connection."
     def once():
         part.discard()
         with open_url(url, timeout=timeout) as r, open(part.file, 'wb') as f:
             total, n, checked = int(r.headers.get('Content-Length') or 0), 0, 0
+            if r.headers.get('Content-Length') == '0': raise Gone('sends an empty file')
             if not total and not known and (r.headers.get('Transfer-Encoding') or '').lower() != 'chunked': raise Gone('does not say how long the file is, and neither do we know')
             while not total or n < total:
                 try: data = read_some(r, _CHUNK)
@@ -213,7 +214,7 @@ def only_one(path):
     try: yield
     finally: mark.unlink(missing_ok=True)
 
-# %% ../../nbs/core/07a_fetch.ipynb #3a2edbb6
+# %% ../../nbs/core/07a_fetch.ipynb #9f25a714
 def fetch(
     urls, # address, or addresses in the order of trial
     to, # final path
@@ -248,7 +249,7 @@ def fetch(
                     if attempt == 0 and str(e).startswith(('checksum', 'the file changed')): log('fetch').warning(f'{what}: {e}; once more'); continue
                     log('fetch').warning(f'{what}: {seen[-1]}'); break
                 return _keep(part, to, url, done)
-    raise PoseError(f'{what} could not be fetched', file=to, found=Path('; '.join(dict.fromkeys(seen))[:600]), todo=by_hand)
+    raise PoseError(f'{what} could not be fetched: ' + '; '.join(dict.fromkeys(seen)), file=to, todo=by_hand)
 
 def _keep(part, to, url, done) -> dict:
     "Give the checked file its name."
@@ -257,7 +258,7 @@ def _keep(part, to, url, done) -> dict:
     os.replace(part.file, to); part.state.unlink(missing_ok=True)
     return dict(path=to, bytes=to.stat().st_size, sha256=digest, url=url, resumed=done)
 
-# %% ../../nbs/core/07a_fetch.ipynb #bf6a7c63
+# %% ../../nbs/core/07a_fetch.ipynb #398514f1
 def fetch_small(
     urls, # addresses in the order of trial
     to, # final path
@@ -279,4 +280,4 @@ def fetch_small(
         try: data = _patient(once, lambda: 0, threading.Event(), retries, pause)
         except Gone as e: seen.append(f'{url}: {e}'); continue
         write_atomic(to, data); return len(data)
-    raise PoseError('could not be fetched', file=to, found=Path('; '.join(seen)[:400]))
+    raise PoseError('could not be fetched: ' + '; '.join(seen), file=to)

@@ -26,7 +26,7 @@ def offline() -> bool:
     "Has the user switched downloads off?"
     return os.environ.get('HF_HUB_OFFLINE', '').lower() in ('1', 'true', 'yes', 'on') or os.environ.get('POSELLM_OFFLINE', '') == '1'
 
-# %% ../../nbs/core/07_http.ipynb #831469fb
+# %% ../../nbs/core/07_http.ipynb #e10c4313
 class _Hops(HTTPRedirectHandler):
     max_redirections, max_repeats = 8, 3
     def redirect_request(self, req, fp, code, msg, headers, newurl):
@@ -43,7 +43,7 @@ def _refused(e) -> Exception: # Gone or Drop
     if e.code in _again:
         wait = e.headers.get('Retry-After', '') if e.headers else ''
         return Drop(f'{e.code} {e.reason}', min(float(wait), 60.) if wait.isdigit() else 0.)
-    if 300 <= e.code < 400: return Gone('redirects without end')
+    if 300 <= e.code < 400: return Gone('redirects without end' if 'infinite loop' in str(e.msg) else 'redirects to an address that is not followed')
     return Gone(f'{e.code} {e.reason}')
 
 def open_url(
@@ -71,7 +71,7 @@ def read_some(r, n:int) -> bytes: # at least one byte
     if not data: raise Drop('the connection ended early')
     return data
 
-# %% ../../nbs/core/07_http.ipynb #dda6d950
+# %% ../../nbs/core/07_http.ipynb #e882a51e
 @dataclass(frozen=True)
 class Offer:
     "What a server says about a file."
@@ -95,4 +95,5 @@ def ask(url:str, timeout:float=30.) -> Offer:
         span, tag, kind = content_range(r), tag_of(r), r.headers.get_content_type()
         if r.status == 206 and span is None: return Offer(0, False, tag, kind) # parts of a file of unknown length are of no use
         n = r.headers.get('Content-Length') or ''
+        if n == '0': raise Gone('sends an empty file')
         return Offer(span[2], span[:2] == (0, 0), tag, kind) if span else Offer(int(n) if n.isdigit() else 0, False, tag, kind)
