@@ -234,3 +234,49 @@ def test_whole_body_parts_are_pycocotools_of_each_part():
         theirs = judge(replace(tp, extra=[], info={}).to_coco(), pp.to_results(), sigmas=tp.skeleton.sigmas).stats
         assert abs(got[part]['AP'] - theirs[0]) < 1e-12 and abs(got[part]['AR'] - theirs[5]) < 1e-12
     assert evaluate(take_part(t, 'body'), take_part(replace(p, xy=t.xy)[scored(t)], 'body')).stats['AP'] == 1.
+
+
+# ------------------------------------------------------------------ the table of a run
+def small_run(tmp_path, roles=('heldout', 'heldout'), used=None):
+    """A run folder with two rows on generated people, as chapters leave it."""
+    from posellm.core.run import Run
+    from posellm.data.guard import record_use
+    t = make_people(30, 3, COCO17); Run(tmp_path / 'r', '00_data').dir.mkdir(parents=True); t.save(tmp_path / 'r' / '00_data' / 'val.json')
+    run = Run(tmp_path / 'r', '01_stage1'); run.dir.mkdir(); p = make_people(30, 3, COCO17, noise=1., predictions=True)
+    p.save(run.dir / 'a.json'); replace(p, xy=t.xy + .8 * (p.xy - t.xy)).save(run.dir / 'b.json')
+    run.save_rows([dict(row=n, results=f'{n}.json', truth='../00_data/val.json', data='made up', split='val', role=role, boxes='ground truth', seed=0) for n, role in zip('ab', roles)])
+    if used: record_use(run.dir, t.take_images(used), 'calibration')
+    return Run(tmp_path / 'r', '06_eval')
+
+
+def test_table_has_corrected_verdicts_and_a_latex_twin(tmp_path):
+    from posellm.stages.eval import run_eval
+    run = small_run(tmp_path); run.dir.mkdir(); table, _ = run_eval(run, 200)
+    assert table[1]['verdict'] == 'better' and table[1]['p'] < .05 and table[0].get('delta') is None
+    tex = (run.root / 'table.tex').read_text()
+    assert tex.count(r'\\') == 3 and r'\toprule' in tex and f"{table[1]['ap']:.3f}" in tex
+
+
+def test_a_row_on_images_used_for_calibration_cannot_be_held_out(tmp_path):
+    from posellm.core.errors import PoseError
+    from posellm.stages.eval import run_eval
+    run = small_run(tmp_path, used=[3, 4]); run.dir.mkdir()
+    with pytest.raises(PoseError, match='2 of the 30 images of this row were used for calibration in 01_stage1, so it cannot be heldout'): run_eval(run, 20)
+    small_run(tmp_path / 'b', ('calibration', 'calibration'), [3, 4]); run = small_run(tmp_path / 'c', ('calibration',) * 2, [3, 4]); run.dir.mkdir()
+    assert {r['role'] for r in run_eval(run, 20)[0]} == {'calibration'}
+
+
+def test_yolo_labels_of_coco_val_are_the_images_of_the_subset():
+    """Fitting a prior on the val labels of one folder forbids held-out rows on the other."""
+    import zipfile
+
+    from posellm.core.errors import PoseError
+    from posellm.data.guard import check_role, image_name, image_prints
+    d, _ = published('coco_yolo_pose_labels')
+    names = [n for n in zipfile.ZipFile(d / 'labels.zip').namelist() if n.endswith('.txt')]
+    subset = {s: image_prints(Poses.from_coco(d.parent / 'coco_subset' / 'annotations' / f'person_keypoints_{s}2017.json')) for s in ('train', 'val', 'extra')}
+    use = lambda split: [dict(purpose='fitting', chapter='04_vae', images={image_name(dict(file_name=n)): None for n in names if f'{split}2017/' in n})]
+    check_role('heldout', subset['val'], use('train'), 'val')
+    for s in ('val', 'extra'):
+        with pytest.raises(PoseError, match='used for fitting'): check_role('heldout', subset[s], use('val'), s)
+    with pytest.raises(PoseError, match='used for fitting'): check_role('calibration', subset['train'], use('train'))
