@@ -316,6 +316,22 @@ def test_cut_or_changed_archives(tmp_path_factory, data):
     for f in (folder/'out').rglob('*.jpg'): assert f.read_bytes() in content.values()
 
 
+@pytest.mark.parametrize('after', [0, 1, 37, 63])
+def test_unpacking_interrupted_and_run_again(tmp_path, monkeypatch, after):
+    content, left_over = {f'v/{i}.jpg': BLOB[i*100:i*100 + 90 + i] for i in range(64)}, [after]
+    file = zipped(tmp_path/'z.zip', content.items())
+    def replace(a, b):
+        if not left_over[0]: raise KeyboardInterrupt
+        left_over[0] -= 1
+        os.rename(a, b)
+    with monkeypatch.context() as m:
+        m.setattr('posellm.core.unpack.os.replace', replace)
+        with pytest.raises(KeyboardInterrupt): unpack(file, tmp_path/'out')
+    assert len(left(tmp_path/'out'/'v')) == after
+    unpack(file, tmp_path/'out')
+    assert {f'v/{n}': (tmp_path/'out'/'v'/n).read_bytes() for n in left(tmp_path/'out'/'v')} == content
+
+
 @given(st.text(max_size=30))
 def test_names_that_pass_stay_inside(name):
     if not name_fault(name): assert os.path.normpath(os.path.join('/base', name)).startswith('/base/')
