@@ -11,7 +11,7 @@ import time
 import zipfile
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from misbehaving import Answer, Server
 from posellm.core import fetch as F
@@ -24,7 +24,6 @@ from posellm.core.unpack import Limits, name_fault, unpack
 BLOB = hashlib.shake_256(b'posellm').digest(300_000)
 SHA = hashlib.sha256(BLOB).hexdigest()
 QUICK = dict(pause=.001, timeout=5)
-relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=25)
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +114,6 @@ def test_a_file_that_changes_on_the_server_is_begun_anew(tmp_path):
 
 # interruptions
 
-@relaxed
 @given(st.lists(st.integers(0, 60_000), max_size=6), st.integers(1, 4), st.sampled_from([4096, 50_001, 300_000]))
 def test_any_cut_any_crew(tmp_path_factory, cuts, crew, piece):
     folder = tmp_path_factory.mktemp('cut')
@@ -123,7 +121,6 @@ def test_any_cut_any_crew(tmp_path_factory, cuts, crew, piece):
     assert (folder/'f.bin').read_bytes() == BLOB and left(folder) == ['f.bin']
 
 
-@relaxed
 @given(st.data(), st.sampled_from([10_000, 77_777, 300_000]))
 def test_taken_up_from_any_byte(tmp_path_factory, data, piece):
     "Whatever the note says is there is there; more bytes than that may be, or holes."
@@ -301,7 +298,6 @@ def test_a_zip_that_lies_about_its_contents(tmp_path):
         assert left(tmp_path/'out') == []
 
 
-@relaxed
 @given(st.data())
 def test_cut_or_changed_archives(tmp_path_factory, data):
     "A damaged archive gives an error, or files that are right; never a wrong one and never a traceback."
