@@ -87,7 +87,7 @@ def people_from_boxes(
     return Poses(xy=np.zeros((n, K, 2)), conf=np.zeros((n, K)), bbox=b, area=b[:, 2]*b[:, 3], area_source='box', score=np.asarray(scores, float), ann_id=np.arange(1, n+1), image_id=np.full(n, image['id']),
                  category_id=np.ones(n, np.int64), iscrowd=np.zeros(n, bool), num_keypoints=np.full(n, K), images=[image], skeleton=skeleton)
 
-# %% ../../nbs/app/00_estimator.ipynb #bc98f46f
+# %% ../../nbs/app/00_estimator.ipynb #c17c812e
 def open_model(
     source, # module, run folder, weights file or folder, .onnx file, name, None: the best embedded weights
     stage=None, # folder of the run
@@ -101,7 +101,10 @@ def open_model(
     from posellm.models.zoo import create_model
     if source is None: return create_model('posellm-synth-s'), 'posellm-synth-s'
     if weights is not None: return create_model(str(source), weights=weights), f'{source} with {weights}'
+    if str(source).startswith('hub:'): return load_model(source), str(source)
+    from posellm.models.hub import PUBLISHED, published
     p = Path(source)
+    if source in PUBLISHED and str(source).startswith(('dwpose', 'rtmpose')): p = published(source) # an .onnx file
     if p.suffix == '.onnx':
         from posellm.models.simcc import SimccModel
         return (m := SimccModel(p, device=device)), f'{source}, run by {m.provider}'

@@ -66,7 +66,7 @@ def open_onnx(
         log('models.simcc').warning(f'{file.name}: {device} was asked for, {session.get_providers()[0]} runs it' + ('; pip install onnxruntime-gpu for CUDA' if device == 'cuda' else ''))
     return session
 
-# %% ../../nbs/models/20_simcc.ipynb #d3c81c6c
+# %% ../../nbs/models/20_simcc.ipynb #733da359
 def simcc_layout(
     session, # from `open_onnx`
     file='the session', # for messages
@@ -81,12 +81,13 @@ def simcc_layout(
     if size is None: raise PoseError('the file leaves its input size open', file=file, field='input_hw', found=shape, todo='give input_hw=(h, w), for instance (256, 192)')
     if input_hw is not None and tuple(input_hw) != tuple(size): raise PoseError('this file takes pictures of one size only', file=file, field='input_hw', found=tuple(input_hw), allowed=tuple(size))
     h, w = map(int, size)
-    got = {o.name: v for o, v in zip(outs, session.run(None, {ins[0].name: np.zeros((1, 3, h, w), np.float32)}))}
+    batch = shape[0] if isinstance(shape[0], int) else None
+    got = {o.name: v for o, v in zip(outs, session.run(None, {ins[0].name: np.zeros((batch or 1, 3, h, w), np.float32)}))}
     pair = _xy_pair(got, h, w)
     if pair is None:
         raise PoseError('this ONNX model gives no SimCC pair', file=file, field='outputs', found={n: np.shape(v) for n, v in got.items()}, allowed=f'two outputs (N,K,{w}r) and (N,K,{h}r) with r bins per pixel', todo='an RTMPose or DWPose file is needed')
     (K, wb), hb = got[pair[0]].shape[1:], got[pair[1]].shape[2]
-    return dict(input=ins[0].name, outputs=pair, input_hw=(h, w), bins_hw=(hb, wb), K=K, batch=shape[0] if isinstance(shape[0], int) else None)
+    return dict(input=ins[0].name, outputs=pair, input_hw=(h, w), bins_hw=(hb, wb), K=K, batch=batch)
 
 def _xy_pair(got, h, w): # names of the x and the y responses, or None
     named = [next((n for n in got if n.endswith(s)), None) for s in ('simcc_x', 'simcc_y')]

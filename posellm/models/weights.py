@@ -44,12 +44,15 @@ def save_model(
     write_json(file.with_suffix('.json'), dict(schema=SCHEMA, kind='posellm model', spec=model.spec.to_dict(), params=n, bytes=file.stat().st_size, meta=meta or {}), indent=1)
     return file
 
-# %% ../../nbs/models/03_weights.ipynb #e7ceea4a
+# %% ../../nbs/models/03_weights.ipynb #dcf20d98
 def find_weights(
-    path, # file, folder, run folder, or the name of a run
+    path, # file, folder, run folder, the name of a run, or hub:OWNER/NAME
     stage:str=None, # chapter folder of a run, e.g. "02_ssl"; None = stage 1
 ) -> Path: # the file
     "The weights file that is meant."
+    if str(path).startswith('hub:'):
+        from posellm.models.hub import hub_weights # its notebook uses this one
+        return hub_weights(str(path))
     p = Path(path).expanduser()
     if not p.exists() and len(p.parts) == 1 and (runs_root()/p).exists(): p = runs_root()/p
     if p.is_file(): return p

@@ -22,7 +22,7 @@ from .nets import PoseResNet, SkipNet, TimmConv, TimmViT, check_input
 from .spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, codec_settings
 from ..pose.skeleton import get_skeleton
 
-# %% ../../nbs/models/02_zoo.ipynb #e23051f8
+# %% ../../nbs/models/02_zoo.ipynb #fcf32289
 @dataclass(frozen=True)
 class Entry:
     "What the zoo knows about a name."
@@ -33,6 +33,7 @@ class Entry:
     multiple:int=4 # input sides are multiples of this
     kind:str='udp' # of codec
     sigma:float=None # heatmap cells; None = the usual one at the size
+    codec:dict=None # what its authors decode differently
     loss:str='mse'
     crop:str='box'
     padding:float=1.25
@@ -40,7 +41,7 @@ class Entry:
     licence:str='' # of published weights
     card:str='' # what is known, proven and not verified about published weights
 
-# %% ../../nbs/models/02_zoo.ipynb #28c12ad8
+# %% ../../nbs/models/02_zoo.ipynb #e82c105e
 def _resnet(depth, widths, K, hw, file):
     net = PoseResNet(depth, K, widths)
     if file is not None: load_resnet_trunk(net, file)
@@ -52,7 +53,7 @@ def _hrnet(width, K, hw, file):
 
 def _vits() -> list: # the ViT families with published weights
     from posellm.models import sapiens, sapiens2, vitpose # their notebooks use the zoo
-    out, big = [], dict(input_hw=(1024, 768), multiple=16)
+    out, big = [], dict(input_hw=(1024, 768), multiple=16, codec=dict(variant='mmpose')) # Meta decodes as MMPose 1.x does
     for m, words, end, opts in ((sapiens, '', '', {}), (sapiens, ', patches as in pre-training', '-pad0', dict(padding=0)), (sapiens2, '', '', {})):
         cls = m.Sapiens if m is sapiens else m.Sapiens2
         for s in m.SIZES: out.append(Entry(f'{cls.family}-{s}{end}', f'{cls.__name__}-{s.upper()}{words}', lambda K, hw, file, cls=cls, s=s, opts=opts: cls(s, K, hw, **opts), **big, licence=m.LICENCE, card=m.CARD))
@@ -136,20 +137,20 @@ def load_resnet_trunk(net, file):
     miss = [k for k in res.missing_keys if not net.is_head(k) and not k.endswith('num_batches_tracked')]
     if miss or res.unexpected_keys: raise PoseError('these are not the weights of this ResNet', file=file, field='weights', found=f'missing {miss[:3]}, unexpected {res.unexpected_keys[:3]}')
 
-# %% ../../nbs/models/02_zoo.ipynb #a5dc3562
+# %% ../../nbs/models/02_zoo.ipynb #7c3e76b1
 def make_spec(e:Entry, skeleton, input_hw, heatmap_hw=None, loss=None) -> ModelSpec:
     "Description of a network of the zoo at a size."
     cfg = timm.get_pretrained_cfg(e.timm) if e.timm else None
     hm = heatmap_hw or tuple(v//4 for v in input_hw)
     return ModelSpec(e.name, skeleton, input_hw, hm, mean=cfg.mean if cfg else IMAGENET_MEAN, std=cfg.std if cfg else IMAGENET_STD, padding=e.padding, crop=e.crop,
-                     family='udp' if e.kind == 'udp' else 'classic', codec=codec_settings(e.kind, input_hw, hm, e.sigma), loss=loss or e.loss)
+                     family='udp' if e.kind == 'udp' else 'classic', codec=codec_settings(e.kind, input_hw, hm, e.sigma) | (e.codec or {}), loss=loss or e.loss)
 
 def no_trained(name:str) -> PoseError:
     "The error for a name whose trained weights do not come with this version."
     return PoseError('no trained weights come with this name yet', field='weights', found=f"{name!r} with weights='auto'",
                      allowed="None (random), 'imagenet' (trunk only), a .safetensors or .pth file, a folder, a run", todo="train with chapter 01 and give the run, or pass weights=None")
 
-# %% ../../nbs/models/02_zoo.ipynb #0d1cd02b
+# %% ../../nbs/models/02_zoo.ipynb #57765be9
 def create_model(
     name:str, # see `list_models`, or timm:NAME
     skeleton='coco17', # name or Skeleton
@@ -161,7 +162,9 @@ def create_model(
     "Build a network by name."
     from posellm.models.weights import load_weights, named_size, stored_spec # it builds networks too
     e, skeleton = entry(name), get_skeleton(skeleton)
-    if isinstance(weights, str) and weights == 'auto': raise no_trained(name)
+    if isinstance(weights, str) and weights == 'auto':
+        from posellm.models.hub import published # fetched at first use
+        if (weights := published(name)) is None: raise no_trained(name)
     path = None if weights is None or weights == 'imagenet' else weights
     own = stored_spec(path) if path is not None else None
     same = own is not None and own.name == e.name # if not, load_weights refuses them
