@@ -101,7 +101,7 @@ def test_sapiens_names_and_shapes(size):
     for i in (0, 3): want |= {f"head.conv_layers.{i}.weight": (768, 768, 1, 1), f"head.conv_layers.{i}.bias": (768,)}
     with torch.device("meta"): net = create_model(f"sapiens-{size}", weights=None)
     assert {k: tuple(v.shape) for k, v in net.state_dict().items()} == want
-    assert net.spec.codec["sigma"] == 6 and net.spec.heatmap_hw == (256, 192) and net.spec.family == "udp"
+    assert net.spec.codec["sigma"] == 6 and net.spec.codec["variant"] == "mmpose" and net.spec.heatmap_hw == (256, 192) and net.spec.family == "udp"
     assert net.backbone.patch_embed["projection"].padding == (2, 2)
 
 
