@@ -280,3 +280,13 @@ def test_yolo_labels_of_coco_val_are_the_images_of_the_subset():
     for s in ('val', 'extra'):
         with pytest.raises(PoseError, match='used for fitting'): check_role('heldout', subset[s], use('val'), s)
     with pytest.raises(PoseError, match='used for fitting'): check_role('calibration', subset['train'], use('train'))
+
+
+def test_page_of_anybodys_results_stands_alone(tmp_path, capsys):
+    from posellm.app.cli import call
+    t, p = make_people(12, 2, COCO17), make_people(12, 2, COCO17, noise=1., predictions=True)
+    t.save(tmp_path / 't.json'); p.save(tmp_path / 'a.json'); replace(p, xy=t.xy + .5 * (p.xy - t.xy)).save(tmp_path / 'b.json')
+    assert call(['eval', *(str(tmp_path / f) for f in ('t.json', 'a.json', 'b.json')), '--resamples', '50', '--html', str(tmp_path / 'page.html'), '--json']) == 0
+    page, said = (tmp_path / 'page.html').read_text(), json.loads(capsys.readouterr().out)
+    assert said['page'].endswith('page.html') and f"{said['results'][1]['AP']:.3f}" in page and 'Errors by group' in page and 'Sapiens-2B' in page
+    assert 'src="http' not in page and '<script' not in page and page.count('<img') == 7

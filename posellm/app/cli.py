@@ -162,7 +162,7 @@ def check(
     emit(as_json, d, [text] + [f'page: {html}'] * bool(html))
     raise typer.Exit(report.exit_code)
 
-# %% ../../nbs/app/04_cli.ipynb #7c692b88
+# %% ../../nbs/app/04_cli.ipynb #e5237f10
 @app.command(name='eval', epilog='Example:  posellm eval truth.json mine.json theirs.json      or:  posellm eval --weights runs/demo --data data/raw')
 def evaluate(
     files: Annotated[Optional[list[str]], typer.Argument(metavar='[TRUTH RESULTS...]', help='A COCO annotation file (or data set folder) and results files.')] = None,
@@ -177,6 +177,7 @@ def evaluate(
     skeleton: Annotated[Optional[str], typer.Option(metavar='NAME', help='For files that do not name their keypoints, e.g. coco17.')] = None,
     resamples: Annotated[int, typer.Option(min=10, help='Bootstrap resamples of images.')] = 1000,
     seed: Annotated[int, typer.Option(help='Of the bootstrap.')] = 0,
+    html: Annotated[Optional[str], typer.Option(metavar='FILE', help='Write a page: differences, kinds of error, calibration, groups.')] = None,
     as_json: Json = False,
 ):
     "COCO keypoint AP with intervals: of results files, or of a model on a data set."
@@ -188,7 +189,10 @@ def evaluate(
     if by_files: measured = measure_files(files[0], files[1:], split, boxes or '', skeleton)
     else: measured = [measure_model(weights, data, split, boxes or 'truth', limit, flip, device, stage, skeleton)]
     got = summarise(measured, resamples, seed)
-    emit(as_json, got, as_text(got, measured))
+    if html:
+        from posellm.app.report import write_files_report
+        got['page'] = str(write_files_report(measured, got, html))
+    emit(as_json, got, as_text(got, measured) + [f'page: {html}'] * bool(html))
 
 # %% ../../nbs/app/04_cli.ipynb #acf6605c
 @app.command(epilog='Example:  posellm predict photo.jpg --weights runs/demo --out poses')
