@@ -158,12 +158,13 @@ def _check_coco(d, file):
     for i, a in enumerate(d['annotations']):
         if not isinstance(a, dict): raise PoseError('an annotation is not an object', file=file, field=f'annotations: number {i+1}', found=a)
 
-# %% ../../nbs/pose/01_poses.ipynb #f944e380
+# %% ../../nbs/pose/01_poses.ipynb #b6b53cef
 _no_box = (np.nan,)*4
 
 def _boxes(anns, file, key='bbox'):
     "(N,4); NaN where there is no box. The slow look at each entry happens only when the fast way fails."
     rows = [a.get(key) for a in anns]
+    if rows.count(None) == len(rows): return np.full((len(anns), 4), np.nan)
     try:
         out = np.array([_no_box if r is None else r for r in rows], float).reshape(len(anns), 4)
         if not (np.abs(out) >= 1e15).any() and not any(r is not None and None in r for r in rows): return out
@@ -248,7 +249,7 @@ def save(self:Poses, path) -> Path:
 
 Poses.to_coco, Poses.to_results, Poses.save = to_coco, to_results, save
 
-# %% ../../nbs/pose/01_poses.ipynb #d865d2a5
+# %% ../../nbs/pose/01_poses.ipynb #f6cb1ad4
 def from_results(cls,
     source, # file, or its parsed content: a list of {image_id, category_id, keypoints, score}
     truth=None, # Poses: its images and skeleton are used
@@ -268,7 +269,8 @@ def from_results(cls,
     images = truth.images if truth is not None else [dict(id=int(i), file_name=str(i)) for i in np.unique(image_id)]
     if truth is not None and n and (bad := ~np.isin(image_id, [im['id'] for im in images])).any():
         i = int(np.argmax(bad)); raise PoseError(f'{int(bad.sum())} of {n} results are for images that the truth does not have', file=file, field=f'result {i+1}: image_id', found=int(image_id[i]), allowed=f'an image id of {truth.file or "the truth"}', todo='give the truth file that these results were made for')
-    span = _box_from_keypoints(np.concatenate([k[..., :2], np.ones((n, skel.K, 1))], -1))
+    lo, hi = (f(k[..., :2].transpose(2, 1, 0).copy(), axis=1).T for f in (np.min, np.max)) # people last: the reduction runs along memory
+    span = np.concatenate([lo, hi - lo], 1)
     bbox = _boxes(source, file); own = _boxes(source, file, 'box')
     bbox = np.where(np.isnan(bbox), np.where(np.isnan(own), span, own), bbox)
     return cls(xy=k[..., :2], conf=k[..., 2], bbox=bbox, area=span[:, 2]*span[:, 3], area_source='keypoint span', score=_column(source, 'score', 0, file, float), ann_id=np.arange(1, n+1), image_id=image_id,
