@@ -164,7 +164,7 @@ def test_official_file_with_and_without_prefix(tmp_path):
 def test_offline_word_comes_at_once(tmp_path):
     code = "from posellm.models.zoo import create_model\ncreate_model('vit_tiny', weights='imagenet')"
     env = dict(os.environ, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
-    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=240)
     assert "PoseError" in out.stderr and "HF_HUB_OFFLINE is set" in out.stderr and "weights=None" in out.stderr
 
 

@@ -19,7 +19,7 @@ from .body import ACTIVITIES, Posture, Shape, coco_joints, forward, sample_postu
 from .mesh import O, Mesh, add_box, add_lump, add_person, add_rod, normals, sample_outfit
 from .render import ROW, natural_colour
 
-# %% ../../nbs/data/13_scene.ipynb #c9d1cf9f
+# %% ../../nbs/data/13_scene.ipynb #0b22c9a7
 MIX = dict(stand=.16, walk=.14, run=.09, sit=.16, kneel=.06, squat=.06, jump=.06, arms_up=.07, reach=.06, lie=.07, noise=.07)
 
 @dataclass(frozen=True)
@@ -32,11 +32,13 @@ class Style:
     tiles: tuple = (0, 16)          # which photo tiles furnish it
     tint: tuple = (1., 1., 1.)      # mean white balance
     noise: tuple = (.5, 5.)         # levels
+    motion: float = .16             # share of pictures with motion blur
+    soft: float = 1.7               # greatest blur otherwise, sigma in pixels of a picture 256 high
     moods: tuple = (0, 1, 2, 3, 4, 5, 6, 7)
 
-STYLES = dict(base=Style(), custom=Style(indoor=.8, abstract=.02, focal=(.62, 1.3), high=.3, tiles=(16, 24), tint=(1.1, 1., .86), noise=(2., 8.), moods=(0, 3, 5, 7)))
+STYLES = dict(base=Style(), custom=Style(indoor=.8, abstract=.02, focal=(.8, 1.7), high=.12, tiles=(16, 24), tint=(1.1, 1., .86), noise=(1., 5.), motion=.05, soft=1., moods=(0, 3, 5, 7)))
 
-# %% ../../nbs/data/13_scene.ipynb #6add7e97
+# %% ../../nbs/data/13_scene.ipynb #f8d6c8f5
 @dataclass(frozen=True)
 class SynthConfig:
     "Settings of the generator; every probability is per picture unless said otherwise."
@@ -45,6 +47,7 @@ class SynthConfig:
     more: float = .62                   # chance of one more person, repeatedly
     close: float = .80                  # chance that a further person stands close to the first
     truncate: float = .52               # chance that the camera cuts off a part of the first person
+    nearest: float = 2.9                # height of a cut-off person in pictures, at most
     occlude: float = .55                # chance of a thing in front of somebody
     uniform_yaw: float = .58            # share of people with uniform yaw, the rest face the camera more or less
     mix: tuple = tuple(MIX.items())     # activity -> weight
@@ -153,7 +156,7 @@ def sample_person(g, config: SynthConfig, activity: str, ground_xz: tuple, phase
     P, F, world, seat = place(shape, posture, ground_xz, yaw)
     return Person(shape, posture, outfit, rows, P, F, float((yaw + 180) % 360 - 180), world, seat)
 
-# %% ../../nbs/data/13_scene.ipynb #15db670e
+# %% ../../nbs/data/13_scene.ipynb #6ea094e5
 @dataclass
 class View:
     "A pinhole camera in the world: X_cam = R X + t."
@@ -180,7 +183,7 @@ def sample_view(g, config: SynthConfig, activity: str) -> dict:
     "What the camera wants: focal length, height, size and place of the first person."
     style, h = STYLES[config.style], config.image_hw[0]
     cut = g.random() < config.truncate; u = g.random()
-    share = np.exp(g.uniform(np.log(.42), np.log(.95))) if not cut else np.exp(g.uniform(np.log(1.), np.log(2.9)))
+    share = np.exp(g.uniform(np.log(.42), np.log(.95))) if not cut else np.exp(g.uniform(np.log(1.), np.log(config.nearest)))
     side = g.random()
     x = g.uniform(.3, .7) if not cut or side < .72 else g.choice((g.uniform(-.02, .18), g.uniform(.82, 1.02)))
     high = g.random() < style.high

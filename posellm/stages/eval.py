@@ -21,9 +21,9 @@ from ..metrics.oks import oks_nms_index
 from ..metrics.stats import bootstrap, holm, paired_bootstrap
 from ..pose.poses import Poses
 
-# %% ../../nbs/06_eval.ipynb #d28891f8
-columns = ('stage,row,data,split,role,boxes,seed,n_images,n_people,ap,ap_lo,ap_hi,ap50,ap75,ar,delta,delta_lo,delta_hi,p,verdict,'
-           'train_seconds,people_per_s,peak_mib,params,settings').split(',')
+# %% ../../nbs/06_eval.ipynb #a7040039
+columns = ('stage,row,data,split,role,boxes,seed,n_images,n_people,ap,ap_lo,ap_hi,ap50,ap75,ar,delta,delta_lo,delta_hi,verdict,'
+           'train_seconds,people_per_s,peak_mib,params,settings,p').split(',')
 
 def load_row(row:dict): # (truth, predictions)
     "The truth and the predictions that a row names."

@@ -20,7 +20,7 @@ from ..train.fit import fit
 from ..train.predict import predict_poses
 from ..train.recipe import deciding, recipe
 
-# %% ../../nbs/01_stage1.ipynb #d6b07e57
+# %% ../../nbs/01_stage1.ipynb #d862e693
 def stage1_settings(
     cfg, # Preset
     seed:int=0, model:str='', weights='', train_recipe:str='', steps:int=0, lr:float=0., augment:bool=True,
@@ -33,6 +33,7 @@ def stage1_settings(
     f = recipe(train_recipe or cfg.recipe, steps=cfg.steps if use_preset else None, lr=cfg.lr if use_preset else None, precision=cfg.precision, workers=cfg.workers, device=cfg.device, val_every=cfg.val_every, seed=seed, trunk=cfg.trunk, checkpointing=cfg.checkpointing, compile=cfg.compile, **over)
     changed = {k: v for k, v in (('steps', steps), ('lr', lr)) if v}
     if changed: f = recipe_with_last(f, **changed)
+    if start is None: f = replace(f, layer_decay=1.) # random layers near the input have everything to learn
     if not augment: f = replace(f, augment=Augment.none())
     return name, start, f
 
