@@ -78,7 +78,7 @@ def test_every_paper_has_its_entry():
     """A note for every citation and a citation for every note; a note of several works names them."""
     folder = root() / "papers"
     keys = set(re.findall(r"^@\w+\{([\w-]+),", (folder / "references.bib").read_text(encoding="utf8"), re.M))
-    notes = {p.stem for p in folder.glob("*.md")} - {"README"}
+    notes = {p.stem for p in folder.glob("*.md")} - {"README", "claims"} # claims.md is about the sources of this project, not about one paper
     for note in notes: assert note in keys or all(k in keys for k in note.split("_")), note
     for key in keys: assert any(key == n or key in n.split("_") for n in notes), key
 
