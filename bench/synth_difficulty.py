@@ -17,15 +17,15 @@ from posellm.train.fit import fit
 from posellm.train.predict import predict_poses
 from posellm.train.recipe import Phase, recipe
 
-PEOPLE, VAL, STEPS, BATCH, INPUT, SEED = 2000, 1000, 640, 32, (128, 96), 0
+PEOPLE, VAL, STEPS, BATCH, INPUT, SEED = 7500, 1000, 640, 32, (128, 96), 0
 
 
 def main():
-    setup_log(); v1 = synth_v1(); folder = synth_folder(PEOPLE, VAL, 500)
+    setup_log(); v1 = synth_v1(); folder = synth_folder(PEOPLE, VAL, 200)
     train, val = load_data(folder, 'train'), load_data(folder, 'val')
     model = start_model('posellm-s', None, train.skeleton, INPUT, SEED)
     t = time.perf_counter()
-    fit(model, train, None, recipe('small', phases=(Phase('phase2', 2e-3, steps=STEPS),), batch=BATCH, seed=SEED, loggers=(), precision='fp32'))
+    fit(model, train, None, recipe('small', phases=(Phase('phase2', 4e-3, steps=STEPS),), batch=BATCH, seed=SEED, loggers=(), precision='fp32', layer_decay=1.))
     seconds = time.perf_counter() - t
     ci = bootstrap(evaluate(val, predict_poses(model, val[val.num_keypoints > 0], precision='fp32'), boxes='ground-truth boxes'))
     print(ci); print(f'{STEPS*BATCH} samples of {PEOPLE} people, {seconds:.0f} s')
