@@ -48,18 +48,21 @@ class Feed:
 
     def host(self, place:int) -> dict: # arrays
         "The batch at a place of the stream: what threads prepare."
-        s, c = self.store, self.cfg
-        rows, turns = stream(len(s), c.seed, place, c.batch)
+        return self.views(self.store, *stream(len(self.store), self.cfg.seed, place, self.cfg.batch))
+
+    def views(self, s, rows, turns) -> dict: # arrays
+        "Views of people of a store."
+        c = self.cfg
         v = draw_views(c.augment, s.center[rows], s.scale[rows], s.people.xy[rows], s.people.labelled[rows], rows, turns, c.seed, s.people.skeleton, s.input_hw, s.family, s.padding)
         crops = [np.asarray(s.pixels[r]) for r in rows]
         if self.device.type == 'cpu': return dict(rows=rows, view=v, pixels=render_cpu(crops, s.to_store[rows], v, s.input_hw, c.augment.blur))
-        return dict(rows=rows, view=v, stored=np.stack(crops))
+        return dict(rows=rows, view=v, stored=np.stack(crops), to_store=s.to_store[rows])
 
     def batch(self, host) -> tuple: # x (B,3,h,w), target, weight (B,K), labelled (B,K)
         "The batch on the device: pixels normalised, targets encoded."
         v, dev, spec = host['view'], self.device, self.spec
         if 'pixels' in host: px = torch.from_numpy(host['pixels'])
-        else: px = render_torch(torch.from_numpy(host['stored']).to(dev, non_blocking=True), self.store.to_store[host['rows']], v, self.store.input_hw, self.cfg.augment.blur)
+        else: px = render_torch(torch.from_numpy(host['stored']).to(dev, non_blocking=True), host['to_store'], v, self.store.input_hw, self.cfg.augment.blur)
         return normalise(px, spec.mean, spec.std, spec.channels), *self.targets(v)
 
     def targets(self, view) -> tuple: # target, weight (B,K), labelled (B,K)
