@@ -1155,6 +1155,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'posellm.models.hub._metrics': ('models/hub.html#_metrics', 'posellm/models/hub.py'),
                                     'posellm.models.hub._repo': ('models/hub.html#_repo', 'posellm/models/hub.py'),
                                     'posellm.models.hub._told': ('models/hub.html#_told', 'posellm/models/hub.py'),
+                                    'posellm.models.hub._trained': ('models/hub.html#_trained', 'posellm/models/hub.py'),
                                     'posellm.models.hub.from_hub': ('models/hub.html#from_hub', 'posellm/models/hub.py'),
                                     'posellm.models.hub.hub_weights': ('models/hub.html#hub_weights', 'posellm/models/hub.py'),
                                     'posellm.models.hub.licence_table': ('models/hub.html#licence_table', 'posellm/models/hub.py'),
