@@ -78,6 +78,7 @@ def learn_members(
     stack:Stack, truth:Poses, # people that are neither trained on nor reported
     kind:str='logistic', # of calibration map
     sigmas=None, prior:float=50.,
+    keypoint:bool=True, # also the weights of the rule `keypoint`, which take longest
 ) -> Knowledge:
     "Calibrate the members and learn their weights and errors."
     s, t = known(stack, truth); sig = _sigmas(s.people.skeleton, sigmas); ks = similarities(s, t, sig); M = len(s.names)
@@ -85,7 +86,8 @@ def learn_members(
     cal = [fit_calibrator(s.conf[m], s.size, ks[m], kind, skeleton=s.people.skeleton.name, fitted_on=used) for m in range(M)]
     know = Knowledge(s.names, s.people.skeleton.name, sig, cal, fitted_on=used); e = expected(s, know)
     scale = np.where(s.on, spreads(e, s.size, sig), 1.); box = np.broadcast_to(s.size[:, None]*sig, s.on.shape)
-    know.weights = keypoint_weights(s, t, sig, prior); know.corr = error_covariance(s, t, scale, prior); know.fixed = error_covariance(s, t, box, prior, cut=12.)
+    know.weights = keypoint_weights(s, t, sig, prior) if keypoint else None
+    know.corr = error_covariance(s, t, scale, prior); know.fixed = error_covariance(s, t, box, prior, cut=12.)
     know.spread = np.sqrt(np.einsum('kmm->mk', know.fixed))
     return know
 
