@@ -48,7 +48,7 @@ def as_poses(stack:Stack, f:Fused, spread:Spread=None) -> Poses:
     return replace(stack.people, xy=np.where(have[..., None], f.xy, middle[:, None]), conf=conf, cov=None if spread is None else spread.cov(f, stack.size, conf), score=conf.mean(1)*found, vis=None, extra=[], info={})
 
 # %% ../../nbs/refine/04_fuser.ipynb #574c1790
-ORDER = ('best', 'uniform', 'median', 'confidence', 'keypoint', 'covariance', 'precision') # simpler ones first
+ORDER = ('best', 'uniform', 'median', 'confidence', 'keypoint', 'covariance', 'precision', 'maps') # simpler ones first
 
 def fold_of(image_id, folds:int=5, seed:int=0): # (N,) image ids -> (N,)
     "Which fold each person's image is in."
@@ -69,7 +69,7 @@ def unseen(stack:Stack, truth:Poses, rules, folds:int=5, seed:int=0, sigmas=None
         rows, rest = np.flatnonzero(at == i), np.flatnonzero(at != i)
         if not len(rows): continue
         if not len(rest): raise PoseError('one image is not enough to learn from', file=truth.file, field='images', found=1, allowed='2 or more', todo='fuse without learning: the rule confidence or median')
-        know = learn_members(stack[rest], truth[rest], sigmas=sigmas, keypoint='keypoint' in rules)
+        know = learn_members(stack[rest], truth[rest], sigmas=sigmas, keypoint=bool({'keypoint', 'maps'} & set(rules)))
         for r in rules: parts[r].append((rows, fuse_points(stack[rows], r, know, gate)))
     return {r: _joined(p, len(stack)) for r, p in parts.items()}
 
@@ -94,11 +94,11 @@ def fit_fuser(
 ) -> Fuser:
     "Choose the rule, learn the members, and calibrate what comes out."
     if rule != 'auto' and rule not in RULES: raise unknown('rule', rule, ['auto', *RULES])
-    s, t = known(stack, truth); sig = _sigmas(s.people.skeleton, sigmas); rules = [r for r in ORDER if r in RULES] if rule == 'auto' else [rule]
+    s, t = known(stack, truth); sig = _sigmas(s.people.skeleton, sigmas); rules = [r for r in ORDER if r != 'maps' or s.maps] if rule == 'auto' else [rule]
     if len(s.names) == 1 and rule == 'auto': rules = ['best'] # nothing to choose
     folds = min(folds, len(np.unique(s.people.image_id))); out = unseen(s, t, rules, folds, seed, sigmas, gate)
     outcomes = {r: reached(f.xy, t, sig) for r, f in out.items()}; chosen = choose(outcomes) if len(rules) > 1 else rules[0]
-    know = learn_members(s, t, sigmas=sigmas, keypoint=chosen == 'keypoint'); used = know.fitted_on
+    know = learn_members(s, t, sigmas=sigmas, keypoint=chosen in ('keypoint', 'maps')); used = know.fitted_on
     spread = fit_spread(out[chosen], s.size, sig, t.xy, t.labelled, t.area, len(s.names), fitted_on=used)
     return Fuser(chosen, know, spread, gate, {r: float(v.mean()) for r, v in outcomes.items()}, list(stack.notes))
 

@@ -45,6 +45,7 @@ class Stack:
     score:np.ndarray # (M,N) the members' instance scores, 0 where the person was not found
     people:Poses # boxes, images and ids of the N people
     notes:list=field(default_factory=list) # what a reader must know
+    maps:tuple=None # a member's heatmaps (train.predict.Maps), or None, in the order of the people
 
     def __len__(self): return len(self.people)
     @property
@@ -54,11 +55,12 @@ class Stack:
         "Square root of the box area, px."
         b = self.people.bbox; return np.sqrt(np.maximum(b[:, 2], 1)*np.maximum(b[:, 3], 1))
     def __getitem__(self, index) -> 'Stack': # people
-        return replace(self, xy=self.xy[:, index], conf=self.conf[:, index], score=self.score[:, index], people=self.people[index])
+        maps = self.maps and tuple(m and replace(m, heatmaps=m.heatmaps[index], M=m.M[index]) for m in self.maps)
+        return replace(self, xy=self.xy[:, index], conf=self.conf[:, index], score=self.score[:, index], people=self.people[index], maps=maps)
     def only(self, members) -> 'Stack': # names or positions
         "Some of the members."
         i = [self.names.index(m) if isinstance(m, str) else int(m) for m in members]
-        return replace(self, names=tuple(self.names[j] for j in i), xy=self.xy[i], conf=self.conf[i], score=self.score[i])
+        return replace(self, names=tuple(self.names[j] for j in i), xy=self.xy[i], conf=self.conf[i], score=self.score[i], maps=self.maps and tuple(self.maps[j] for j in i))
     def member(self, m:int) -> Poses:
         "One member's people, as they stand in the stack."
         have = self.on[m].any(1); xy = np.where(self.on[m][..., None], self.xy[m], self.people.bbox[:, None, :2] + self.people.bbox[:, None, 2:]/2)
@@ -109,6 +111,7 @@ def stack_people(
     thr:float=.3, # OKS from which two predictions are one person
     sigmas=None, # (K,) of the shared keypoints; None: the skeleton's
     matched:bool=None, # None: by box where all boxes agree, else by OKS
+    maps=None, # a member's heatmaps or None, for each; only with shared boxes
 ) -> Stack:
     "Bring the people of several members into step."
     names, members = (tuple(members), list(members.values())) if isinstance(members, dict) else (tuple(f'member {i+1}' for i in range(len(members))), list(members))
@@ -120,7 +123,8 @@ def stack_people(
     step = in_step(members) if matched is None else matched
     rows = np.broadcast_to(np.arange(len(members[0])), (len(members), len(members[0]))) if step else _groups(members, xy, on, sig, thr)
     notes.append('all members looked at the same boxes' if step else f'people matched by OKS from {thr:g}: {int((rows >= 0).all(0).sum())} of {rows.shape[1]} were found by all {len(members)} members')
-    return _filled(names, members, skeleton, at, xy, on, rows, notes)
+    if maps is not None and not (step and skeleton == members[0].skeleton): raise PoseError('heatmaps can only be stacked for the same boxes and keypoints', field='maps', found='people matched by OKS' if not step else 'different skeletons', todo='predict all members with the same boxes, or leave the maps out')
+    return replace(_filled(names, members, skeleton, at, xy, on, rows, notes), maps=None if maps is None else tuple(maps))
 
 # %% ../../nbs/refine/00_members.ipynb #faaf3bb1
 def _filled(names, members, skeleton, at, xy, on, rows, notes):
