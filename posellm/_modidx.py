@@ -710,6 +710,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'posellm.explain.client._Stay': ('explain/client.html#_stay', 'posellm/explain/client.py'),
                                         'posellm.explain.client._Stay.redirect_request': ( 'explain/client.html#_stay.redirect_request',
                                                                                            'posellm/explain/client.py'),
+                                        'posellm.explain.client._about_format': ( 'explain/client.html#_about_format',
+                                                                                  'posellm/explain/client.py'),
                                         'posellm.explain.client._format': ('explain/client.html#_format', 'posellm/explain/client.py'),
                                         'posellm.explain.client._opener': ('explain/client.html#_opener', 'posellm/explain/client.py'),
                                         'posellm.explain.client._post': ('explain/client.html#_post', 'posellm/explain/client.py'),
