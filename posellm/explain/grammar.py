@@ -24,7 +24,7 @@ def words(text:str) -> list:
 
 FILLERS = ('in the image', 'in the picture', 'in the photo', 'in this image', 'in this picture', 'in image', 'in the frame', 'in view', 'clearly', 'visibly', 'noticeably', 'distinctly', 'thus', 'overall', 'here',
            'probably', 'likely', 'perhaps', 'possibly', 'apparently', 'presumably', 'seemingly', 'roughly', 'approximately', 'nearly', 'almost', 'rather', 'quite', 'relatively', 'fairly', 'very', 'both')
-COPULAS = ('is', 'are', 'appears to be', 'appear to be', 'seems to be', 'seem to be', 'appears', 'appear', 'seems', 'seem', 'may be', 'might be', 'could be', 'may', 'might', 'remains', 'remain', 'stays', 'stay', 'being', 'can be', "'s")
+COPULAS = ('is', 'are', 'appears to be', 'appear to be', 'seems to be', 'seem to be', 'appears', 'appear', 'seems', 'seem', 'may be', 'might be', 'could be', 'may', 'might', 'remains', 'remain', 'stays', 'stay', 'being', 'can be', 'lies', 'lie', "'s")
 HELD = ('held', 'kept', 'positioned', 'placed', 'set', 'shown', 'located', 'also')
 HAVE = ('has', 'have', 'keeps', 'keep', 'holds', 'hold', 'having', 'keeping', 'holding', 'shows')
 
@@ -72,6 +72,10 @@ def _noun(W, i, last): # (j, part, plural?) of a noun, or of "one" for what was 
         if (j := W.at(i, n)) is not None: yield j, PLURALS[n], True
     if last and (j := W.at(i, 'one')) is not None: yield j, last, False
 
+_limbs = {p: i for i, limb in enumerate((('arm', 'elbow', 'wrist', 'forearm', 'upper arm', 'shoulder'), ('leg', 'knee', 'ankle', 'thigh', 'shin', 'hip'))) for p in limb}
+def _same_limb(part, last): # "the left arm points up with the elbow bent": the left elbow
+    sides = {s for _, s in last}; return sides.pop() if len(sides) == 1 and part in _limbs and {_limbs.get(p) for p, _ in last} == {_limbs[part]} else ''
+
 def _simple(W, i, last): # one noun phrase; last: parts spoken of before
     one = last[0][0] if last else None
     for j in W.any(i, PEOPLE): yield j, PERSON
@@ -89,7 +93,7 @@ def _simple(W, i, last): # one noun phrase; last: parts spoken of before
         for j, part, plural in _noun(W, s, one):
             if not side and part in PAIRED and (plural or two): yield j, _thing(part, ('left', 'right'), quant, True)
             elif side and part in PAIRED and (len(both) == 2 or not plural): yield j, _thing(part, both, quant, len(both) == 2)
-            elif not side and not two: yield j, _thing(part, ('',))
+            elif not side and not two: yield j, _thing(part, (_same_limb(part, last),))
         if side in ('left', 'right', 'other') and one and k > i and not two: yield s, _thing(one, both) # "the right", of what was last spoken of
 
 # %% ../../nbs/explain/14_grammar.ipynb #aeca62a2
@@ -109,6 +113,9 @@ def _neither(W, i, last): # "neither the left elbow nor the left knee"
 def things(W, i, last=()): # (j, Thing); last: parts that "one", "the other" refer to
     "Noun phrases, with what is joined to them by `and`."
     yield from _neither(W, i, last)
+    for k in W.any(i, ('both',)): # "both the arms and the legs"
+        for j, t in _simple(W, k, last):
+            for m in W.any(j, ('and',)): yield from ((n, Thing(t.parts + u.parts)) for n, u in _simple(W, m, t.parts) if PERSON not in (t, u) and t.quant == u.quant == 'all')
     for j, t in _simple(W, i, last):
         t = _other(t, last)
         if t is None: continue
@@ -173,7 +180,7 @@ FACING_WORDS = {
 _PROFILE = tuple(f'{a} the side' for a in ('seen from', 'shown from', 'viewed from')) + ('in profile', 'in side view')
 _PERSONAL = sorted([(p, (kind, c)) for kind, t in (('posture', POSTURE_WORDS), ('activity', ACTIVITY_WORDS), ('facing', FACING_WORDS)) for c, ps in t.items() for p in ps] + [(p, ('profile',)) for p in _PROFILE], key=lambda x: -len(x[0].split()))
 
-_RELATIONS = dict(above=('above', 'higher than', 'higher up than', 'higher in the image than', 'higher in the picture than', 'over', 'raised above', 'lifted above'), below=('below', 'lower than', 'lower down than', 'lower in the image than', 'lower in the picture than', 'under', 'beneath', 'underneath'), close=('close to', 'near', 'near to', 'next to', 'beside'), apart=('far from', 'far away from'))
+_RELATIONS = dict(above=('above', 'higher than', 'higher up than', 'higher in the image than', 'higher in the picture than', 'over'), below=('below', 'lower than', 'lower down than', 'lower in the image than', 'lower in the picture than', 'under', 'beneath', 'underneath'), close=('close to', 'near', 'near to', 'next to', 'beside'), apart=('far from', 'far away from'))
 _NUMBER = re.compile(r'\d+(\.\d+)?')
 
 # %% ../../nbs/explain/14_grammar.ipynb #80d22060
@@ -240,7 +247,7 @@ def predicates(W, i, last): # several in a row: "straight, level, and stretched 
             if bare and not (p[-1][0] in ('bend', 'elevation', 'posture', 'raised', 'sense', 'activity')): continue # "stretched level to the image right", "standing upright"
             for m, q, _ in predicates(W, k, last):
                 if bare and q[0][0] in ('visibility', 'confidence', 'pair', 'symmetry'): continue
-                yield m, p + q, True
+                yield m, p[:-1] + q if bare and p[-1] == ('raised',) and q[0][:2] == ('relation', 'above') else p + q, True # "raised above the head" says where to
 
 # %% ../../nbs/explain/14_grammar.ipynb #efef3122
 _OF_PERSON = ('posture', 'facing', 'activity', 'profile')
@@ -350,7 +357,7 @@ _MAYBE = ('perhaps', 'possibly', 'probably', 'maybe', 'likely')
 def _repeated(W, i, before): # "and so do the legs", "nor is the left knee": the last predicates, said of another thing
     if not before: return
     preds, negated = before
-    for k in W.any(i, ('nor do', 'nor does', 'nor are', 'nor is', 'neither do', 'neither does', 'neither are', 'neither is') if negated else ('so do', 'so does', 'so are', 'so is')):
+    for k in W.any(i, ('nor do', 'nor does', 'nor are', 'nor is', 'neither do', 'neither does', 'neither are', 'neither is') if negated else ('so do', 'so does', 'so are', 'so is', 'so can')):
         for j, t in things(W, k, ()):
             c = claims_of(t, preds, negated) if t.quant == 'all' else None
             if c is not None: yield j, c, t, before
@@ -368,7 +375,7 @@ def unit(W, i, thing, before): # (j, claims, thing spoken of, predicates)
     for k in W.any(i, PEOPLE):
         if (m := W.at(k, ', whose')) is not None: yield from unit(W, m - 1, PERSON, None); return # "the person, whose left elbow is bent, is standing"
     for k in W.any(i, ('there is', 'there are')): yield from _small(W, k, last)
-    for k in W.any(i, ('confidence', 'the confidence', 'keypoint confidence', 'the keypoint confidence')): yield from _confidence(W, k)
+    for k in W.any(i, ('confidence', 'the confidence', 'keypoint confidence', 'the keypoint confidence', 'the overall confidence', 'confidence overall')): yield from _confidence(W, k)
     for j, t in things(W, i, last):
         yield from ((k, c, t, p) for k, c, p in statements(W, j, t)); yield from ((k, c, u, p) for k, c, u, p in _having(W, j, t))
     for t in dict.fromkeys((thing or PERSON, PERSON)): # the subject is left out
@@ -383,19 +390,27 @@ def _rest(W, i, thing, before, depth): # readings of what follows a statement
         for j, c, t, p in unit(W, k, thing, before):
             for more in _rest(W, j, t, p or before, depth + 1): yield c + more
 
+_SO = (', so', 'so', ', therefore', 'and so', ', and so', '; therefore')
+def _link(effect, cause): return [Claim((a, b), 'cause') for c in effect for a in c.keys for b in cause[-1].keys] or [Claim(())]
+
+def _therefore(W, i, claims, before): # "the picture is blurred, so the legs are uncertain"
+    for k in W.any(W.fill(i), _SO):
+        for j, c, t, p in unit(W, k, PERSON, before):
+            if W.skip(j, ('.', '!')) == len(W.w): yield c + _link(c, claims)
+
 def _explained(W, i, thing, claims, before): # "..., because the picture is blurred"
     for k in W.any(W.fill(i), _BECAUSE) + [k for m in W.any(W.fill(i), tuple(f'{a}{b}' for a in ('', ', ') for b in _MAYBE)) for k in W.any(m, _BECAUSE)]:
         hedged = any(w in _MAYBE for w in W.w[i:k])
         for j, c, t, p in unit(W, k, PERSON, before):
             if W.skip(j, ('.', '!')) != len(W.w): continue
-            links = [] if hedged else [Claim((a, b), 'cause') for a in claims[-1].keys for b in c[0].keys] or [Claim(())]
+            links = [] if hedged else _link(claims, c)
             yield c + links
 
 def sentence(W): # readings
     start = W.fill(0); start = (W.any(start, (',',)) + [start])[0] if start else 0; start = (W.any(start, ('with',)) + [start])[0]
     for j, c, t, p in unit(W, start, None, None):
         for more in _rest(W, j, t, p, 0): yield c + more
-        if c: yield from (c + more for more in _explained(W, j, t, c, p))
+        if c: yield from (c + more for f in (_explained(W, j, t, c, p), _therefore(W, j, c, p)) for more in f)
 
 # %% ../../nbs/explain/14_grammar.ipynb #6f915290
 MOST_READINGS, MOST_WORDS = 400, 60
