@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from . import anatomy, conventions # their rules register themselves
 from .case import Case, is_id, numbers
 from .coco import number_ids, segmentation_area
 from .rules import RULES
@@ -93,6 +94,7 @@ def _(case):
     for n, a in enumerate([a for a in case.anns if not is_id(a.get("id"))], 1): out.append(put(a, "id", free + n))
     return out
 
+# %% ../../nbs/data/04_remedies.ipynb #7ac38b9a
 @remedy("duplicate-ids", "repeated annotation ids were numbered anew, the first kept its own")
 def _(case):
     seen, out, free = set(), [], max([a["id"] for a in case.anns if is_id(a.get("id"))], default=0)
@@ -112,6 +114,7 @@ def _(case): return drop(case, lambda a: isinstance(a, dict) and (not is_id(a.ge
 @remedy("file-name", "backslashes in file names became slashes")
 def _(case): return [put(im, "file_name", im["file_name"].replace("\\", "/"), "images") for im in case.table.values() if "\\" in str(im.get("file_name"))]
 
+# %% ../../nbs/data/04_remedies.ipynb #3417de24
 @remedy("crowd-all", "the crowd mark of people with keypoints was taken off")
 def _(case): return [put(case.anns[i], "iscrowd", 0) for i in case.rows[case.on.any(1)]]
 
@@ -142,6 +145,7 @@ def _(case):
     k = case.kpts.copy(); k[..., 2] = 3 - v
     return write_keypoints(case, range(len(k)), k)
 
+# %% ../../nbs/data/04_remedies.ipynb #1237fdc7
 @remedy("names-order", "keypoints and their names were put into the known order")
 def _(case):
     mine = [n.lower() for n in case.joints]
@@ -171,6 +175,7 @@ def _(case):
     flip = flip_permutation(case.joints)
     return write_keypoints(case, range(len(case.kpts)), case.kpts[:, flip]) if flip is not None else []
 
+# %% ../../nbs/data/04_remedies.ipynb #f35cd8fd
 @remedy("labelled-at-zero", "labelled keypoints at (0, 0) became not labelled")
 def _(case):
     bad = case.on & (case.kpts[..., :2] == 0).all(-1); rows = np.flatnonzero(bad.any(1))
@@ -227,6 +232,7 @@ def _(case):
     b = case.bbox[np.isfinite(case.bbox).all(1)]
     return out + (_boxes(case, lambda b: b - [1, 1, 0, 0]) if len(b) and b[:, :2].min() >= .5 else [])
 
+# %% ../../nbs/data/04_remedies.ipynb #0603c76c
 def _areas(case, which) -> list:
     out = []
     for i, a in enumerate(case.anns):
