@@ -151,4 +151,6 @@ def near_twins(case, close=.04) -> list: # [(i, j)] annotation indices
 @rule("person-near-twice", "warning", "Two annotations nearly coincide: one person labelled twice. One of the two can never be matched, and both teach.", "Keep the better one.")
 def person_near_twice(case):
     pairs = near_twins(case) if len(case.kpts) else []
-    return hits(pairs, lambda p: f"{case.where(p[0])} and {case.anns[p[1]].get('id')!r} nearly coincide", lambda p: case.anns[p[1]].get("id"), "annotation")
+    h = hits(pairs, lambda p: f"{case.where(p[0])} and {case.anns[p[1]].get('id')!r} nearly coincide", of="annotation")
+    h.ids = [case.anns[i].get("id") for p in pairs[:500] for i in p] # both, to be seen side by side
+    return h

@@ -51,21 +51,38 @@ def _(t, p):
     s = _sizes(p)[:, None]
     return [(t, replace(p, xy=p.xy*s), "the keypoints are shares of the image (0 to 1)", "results: keypoints", "multiply x by the image width and y by its height")] if len(p) and np.abs(p.xy).max() <= 2 and np.isfinite(s).all() else []
 
+_factors = 1/8, 1/4, 1/3, 1/2, 2/3, 3/2, 2, 3, 4, 8, 16
+_canvases = 64, 96, 128, 192, 224, 256, 288, 320, 384, 416, 448, 512, 640, 768, 800, 1024, 1280
+
+def _snap(v, usual, within): near = min(usual, key=lambda c: abs(np.log(c/v))); return near if abs(np.log(near/v)) < within else v
+
+def _best_of(truth, pred) -> Poses:
+    "As many predictions of each image as it has people, the best first."
+    n = dict(zip(*(a.tolist() for a in np.unique(truth.image_id[(truth.num_keypoints > 2) & ~truth.iscrowd], return_counts=True)))); keep = []
+    for j in np.argsort(-pred.score, kind="stable").tolist():
+        i = int(pred.image_id[j])
+        if n.get(i, 0) > 0: n[i] -= 1; keep.append(j)
+    return pred[np.array(sorted(keep), int)]
+
 @number("scale")
 def _(t, p):
     "One factor for all images (heatmap cells, half resolution), or a fixed canvas that all images were squeezed into."
-    one = np.unique(t.image_id[(t.num_keypoints > 2) & ~t.iscrowd], return_counts=True); single = one[0][one[1] == 1]
-    i, j = nearest(t, p); few = np.isin(t.image_id[i], single); i, j = (i[few], j[few]) if few.sum() >= 5 else (i, j) # who is alone cannot be mistaken
+    q = _best_of(t, p); i, j = nearest(t, q)
     if len(i) < 3: return []
     m = t.labelled[i]; spread = lambda x: np.array([np.linalg.norm(np.ptp(x[k][m[k]], axis=0)) for k in range(len(x))])
-    f = np.median(spread(t.xy[i])/np.maximum(spread(p.xy[j]), 1e-9)); out = []
-    if abs(np.log(f)) > .1 and np.isfinite(f):
-        near = min((1/8, 1/4, 1/3, 1/2, 2/3, 3/2, 2, 3, 4, 8, 16), key=lambda c: abs(np.log(c/f))); f = near if abs(np.log(near/f)) < .06 else f
-        out.append((t, replace(p, xy=p.xy*f), f"the keypoints are too {'small' if f > 1 else 'large'} by a factor of {f if f > 1 else 1/f:.3g}: pixels of another resolution (a resized image, heatmap cells)", "results: keypoints", f"multiply them by {f:.4g}"))
-    size = _sizes(t)[i]; a, b = _middles(t)[i], np.array([p.xy[q][m[k]].mean(0) for k, q in enumerate(j)])
+    ids = np.intersect1d(q.image_id, t.image_id[i]); reach = lambda s, on: np.array([np.abs(s.xy[(s.image_id == d)][on[s.image_id == d]]).max() for d in ids[:200]])
+    guesses = np.median(spread(t.xy[i])/np.maximum(spread(q.xy[j]), 1e-9)), np.median(reach(t, t.labelled)/np.maximum(reach(q, np.ones(q.xy.shape[:2], bool)), 1e-9)); out = []
+    for f in {_snap(g, _factors, .12) for g in guesses if np.isfinite(g) and g > 0}:
+        if abs(np.log(f)) > .1: out.append((t, replace(p, xy=p.xy*f), f"the keypoints are too {'small' if f > 1 else 'large'} by a factor of {f if f > 1 else 1/f:.3g}: pixels of another resolution (a resized image, heatmap cells)", "results: keypoints", f"multiply them by {f:.4g}"))
+    return out + _squeezed(t, p, q, i, j, m)
+
+# %% ../../nbs/data/04c_why.ipynb #a5929cd8
+def _squeezed(t, p, q, i, j, m):
+    "All images in one canvas, whatever their size."
+    size, out = _sizes(t)[i], []; a, b = _middles(t)[i], np.array([q.xy[n][m[k]].mean(0) for k, n in enumerate(j)])
     canvas = np.median(b/np.maximum(a/size, 1e-9), 0)
     if np.isfinite(canvas).all() and (canvas > 8).all():
-        canvas = np.array([min((64, 96, 128, 192, 224, 256, 288, 320, 384, 416, 448, 512, 640, 768, 800, 1024, 1280), key=lambda c: abs(np.log(c/v))) if min(abs(np.log(c/v)) for c in (64, 96, 128, 192, 224, 256, 288, 320, 384, 416, 448, 512, 640, 768, 800, 1024, 1280)) < .08 else v for v in canvas])
+        canvas = np.array([_snap(v, _canvases, .08) for v in canvas])
         out.append((t, replace(p, xy=p.xy*(_sizes(p)/canvas)[:, None]), f"the keypoints are pixels of an image that was squeezed to {canvas[0]:.0f} x {canvas[1]:.0f}", "results: keypoints", f"multiply x by width/{canvas[0]:.0f} and y by height/{canvas[1]:.0f}"))
     return out
 
