@@ -67,6 +67,7 @@ def _mend_split(case, gone, out, images, only) -> tuple: # changes by rule, file
         d["images"] = [{**im, "file_name": names.get(im.get("id"), im.get("file_name"))} if isinstance(im, dict) else im for im in d["images"]]
     return done, write_json(out/"annotations"/f"person_keypoints_{case.split}2017.json", d)
 
+# %% ../../nbs/data/04a_mend.ipynb #db255bf4
 def mend(
     source, # data set folder, COCO json, or Poses
     out, # folder for the corrected copy
@@ -94,6 +95,7 @@ def mend(
     log("data").info("%s: %d changes; %d kinds of findings are left", out, sum(c["count"] for s in splits.values() for c in s["changes"]), len(left))
     return manifest
 
+# %% ../../nbs/data/04a_mend.ipynb #4a64faa9
 def mended_lines(
     manifest:dict, # of `mend`
     out,

@@ -49,6 +49,7 @@ def drop(case:Case, gone, part="annotations") -> list:
 
 def _whole_or_not(v): return int(v) if float(v) == int(v) else round(float(v), 4)
 
+# %% ../../nbs/data/04_remedies.ipynb #a2eb5b12
 def write_keypoints(
     case:Case, rows, # which of the M people
     k, # (m,3K) or (m,K,3) their new keypoints

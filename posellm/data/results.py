@@ -48,6 +48,7 @@ class Pair:
         if self.people is None: self.people = read_truth(self.truth, self.truth_file)
         if self.pred is None: self.pred = Poses.from_results(self.results, self.people, file=self.results_file)
 
+# %% ../../nbs/data/04b_results.ipynb #c2201790
 def read_truth(d, file) -> Poses:
     "People of an annotation file; 17 keypoints without names are taken for COCO's."
     names = _category(d).get("keypoints") if isinstance(d.get("categories"), list) else None

@@ -87,6 +87,7 @@ def _frame(case, i):
     if np.isfinite([w, h]).all(): lo, hi = np.clip(lo, -.5*w, 1.5*w), np.clip(hi, -.5*h, 1.5*h)
     return lo - pad, np.maximum(hi + pad, lo - pad + 8)
 
+# %% ../../nbs/data/05_sheet.ipynb #d1bc7af5
 def draw_person(
     case:Case, i:int, # annotation index
     side:int=260, # pixels of the picture, square

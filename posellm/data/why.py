@@ -187,6 +187,7 @@ def _left(t, p) -> list:
     if n["background"] > len(p)/3: out.append(f"{n['background']} of {len(p)} predictions are where nobody is")
     return out
 
+# %% ../../nbs/data/04c_why.ipynb #2c85b429
 def explain_results(
     truth, # COCO annotation file, or parsed
     results, # COCO results file, or parsed
