@@ -1882,6 +1882,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'posellm.models.weights._spec_of': ('models/weights.html#_spec_of', 'posellm/models/weights.py'),
                                         'posellm.models.weights.check_state': ( 'models/weights.html#check_state',
                                                                                 'posellm/models/weights.py'),
+                                        'posellm.models.weights.embedded': ('models/weights.html#embedded', 'posellm/models/weights.py'),
                                         'posellm.models.weights.find_weights': ( 'models/weights.html#find_weights',
                                                                                  'posellm/models/weights.py'),
                                         'posellm.models.weights.load_model': ( 'models/weights.html#load_model',
