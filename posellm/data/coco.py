@@ -19,6 +19,7 @@ from ..core.errors import PoseError
 from ..core.files import need_space, read_json, sha256, write_json
 from ..core.log import Progress, log
 from ..core.rng import rng
+from .dialects import understand
 from .layout import find_layout, folders_above, locate_images
 from .scan import Scan, look_at
 from ..pose.poses import Poses
@@ -85,23 +86,28 @@ def _areas_from_masks(d, done):
 # %% ../../nbs/data/01_coco.ipynb #ab3edc47
 def read_coco(
     file, # annotation file
-    skeleton=None, # name or Skeleton; None: from the file's category, else COCO-17 where people have 51 numbers
-) -> tuple: # Poses, {what was mended: how often}
-    "Read one COCO keypoint file; PoseError names the first fault that cannot be mended."
+    skeleton=None, # name or Skeleton; None: from the file's category, else from the number of keypoints
+) -> tuple: # Poses, {what was mended or understood in which way: how often}
+    "Read one COCO keypoint file of any dialect; PoseError names the first fault that cannot be mended."
     d = read_json(file, "a COCO annotation file")
     if isinstance(d, dict) and Path(file).name.startswith("image_info"): d = {"annotations": [], "categories": [], **d} # a list of images only
     if not isinstance(d, (dict, list)): raise PoseError("not a COCO annotation file", file=file, field="top level", found=f"a {type(d).__name__}", allowed="an object with images, annotations, categories", todo="export in COCO keypoint format")
     d, done = tidy(d)
-    anns, cats = (d[k] if isinstance(d, dict) and isinstance(d.get(k), list) else [] for k in ("annotations", "categories"))
-    if skeleton is None and not any(isinstance(c, dict) and isinstance(c.get("keypoints"), list) and c["keypoints"] for c in cats):
-        k = [len(a["keypoints"]) for a in anns[:50] if isinstance(a, dict) and isinstance(a.get("keypoints"), list)]
-        if set(k) == {51} or not anns: skeleton = "coco17"
-        if k and skeleton: done["no keypoint names in the file: COCO-17 assumed from 51 numbers"] = 1
-        if anns and not k: raise PoseError("the annotations have no keypoints", file=file, field="annotations: keypoints", found="boxes or masks only",
-                                           allowed="a list of x, y, v per keypoint", todo="use the person_keypoints file (a FiftyOne download keeps it in raw/)")
+    if isinstance(d, dict) and all(isinstance(d.get(k), list) for k in ("images", "annotations", "categories")):
+        d, skeleton = _understand(d, skeleton, file, done)
     poses = Poses.from_coco(d, skeleton, file=str(file))
     if n := done.get("areas taken from the segmentation"): poses = replace(poses, area_source=f"segmentation for {n} of {len(poses)}" + (f", {poses.area_source}" if poses.area_source != "annotation" else ""))
     return poses, done
+
+def _understand(d, skeleton, file, done):
+    "Ordinary COCO and its skeleton; boxes without any keypoints are refused with the reason."
+    has = any(isinstance(a, dict) and isinstance(a.get("keypoints"), list) and a["keypoints"] for a in d["annotations"])
+    named = any(isinstance(c, dict) and isinstance(c.get("keypoints"), list) and c["keypoints"] for c in d["categories"])
+    if d["annotations"] and not has and not named and skeleton is None:
+        raise PoseError("the annotations have no keypoints", file=file, field="annotations: keypoints", found="boxes or masks only", allowed="a list of x, y, v per keypoint", todo="use the person_keypoints file (a FiftyOne download keeps it in raw/)")
+    u = understand(d, skeleton if skeleton is not None or d["annotations"] or named else "coco17", file)
+    done.update(u.done)
+    return u.d, u.skeleton if u.skeleton is not None else skeleton
 
 # %% ../../nbs/data/01_coco.ipynb #4134a89f
 def _posed_images(poses: Poses) -> np.ndarray:
