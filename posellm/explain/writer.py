@@ -8,8 +8,6 @@ __all__ = ['ARM_RULES', 'LEG_RULES', 'Sentence', 'Text', 'write']
 # %% ../../nbs/explain/07_writer.ipynb #c79ed9e9
 from dataclasses import dataclass
 
-from .schema import CATEGORIES, category
-
 # %% ../../nbs/explain/07_writer.ipynb #52106c89
 @dataclass(frozen=True)
 class Sentence:
