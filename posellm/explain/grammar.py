@@ -13,16 +13,14 @@ from itertools import islice
 
 from .meaning import NOUNS, PLURALS, Claim, TOGETHER, mean
 from .things import PERSON, Thing, side_of_picture, things
-from .vocabulary import (BACK, BECAUSE, COPULAS, FRAMES, HAVE, HELD, JOIN, LEVELS, LITTLE, MAYBE, NUMBER, PEOPLE, PERSONAL, PHRASE_LIST, RELATIONS, SEE, SEPARATORS, SO, STATE_LIST, VOCABULARY, Endless, Words, words)
+from .vocabulary import (BACK, BECAUSE, COPULAS, DIRECTIONS, FRAMES, HAVE, HELD, JOIN, LEVELS, LITTLE, MAYBE, NUMBER, PEOPLE, PERSONAL_TABLE, PHRASE_TABLE, RELATIONS, SEE, SEPARATORS, SO, STATE_TABLE, VOCABULARY, Endless, Words, words)
 
 # %% ../../nbs/explain/14b_grammar.ipynb #80d22060
 def _states(W, i): # states of parts that are one phrase
-    for p, k in STATE_LIST:
-        if (j := W.at(i, p)) is not None: yield j, [k]
+    for j, k in W.of(i, STATE_TABLE): yield j, [k]
 
 def _personal(W, i): # posture, activity, facing
-    for p, k in PERSONAL:
-        if (j := W.at(i, p)) is not None: yield j, [k]
+    for j, k in W.of(i, PERSONAL_TABLE): yield j, [k]
     for v in W.any(i, ('faces', 'face', 'facing', 'turned', 'oriented', 'faces towards', 'facing towards')):
         for j, s in side_of_picture(W, v, loose=True): yield j, [('facing', s)]
 
@@ -31,8 +29,7 @@ def _pointing(W, i): # "points up", "stretched out to the image left", "leans to
     for v in W.any(i, ('points', 'point', 'pointing', 'directed', 'aimed', 'reaches', 'reaching')):
         v = W.fill(v); yield from ((j, [('sense', s)]) for j, s in side_of_picture(W, v))
         if W.w[i] in ('points', 'point', 'pointing', 'directed'):
-            for d, k in STATE_LIST:
-                if k[:2] in (('elevation', 'up'), ('elevation', 'down')) and 'hang' not in d and 'side' not in d and d != 'lowered' and (j := W.at(v, d)) is not None: yield j, [k]
+            for j, k in W.of(v, DIRECTIONS): yield j, [k]
     for j, s in side_of_picture(W, i): yield j, [('sense', s)] # after "stretched out": said of the limb's direction
 
 def _number(W, i): # "bent at about 95 degrees", "forms an angle of about 95 degrees"
@@ -160,8 +157,7 @@ def _confidence_in(W, i, level):
 
 # %% ../../nbs/explain/14b_grammar.ipynb #191ba375
 def _whole(W, i): # statements that are one phrase
-    for p, k in PHRASE_LIST:
-        if (j := W.at(i, p)) is not None: yield j, [Claim((k,))], PERSON, None
+    for j, k in W.of(i, PHRASE_TABLE): yield j, [Claim((k,))], PERSON, None
     for j in W.any(i, BACK): yield j, claims_of(PERSON, [('facing', 'away')]), PERSON, None
     for j in W.any(i, SEE):
         for p, preds in (('the front', [('facing', 'camera')]), ('behind', [('facing', 'away')]), ('the back', [('facing', 'away')]), ('the side', [('profile',)])):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FILLERS', 'COPULAS', 'HELD', 'HAVE', 'PEOPLE', 'DETS', 'FRAMES', 'TOWARDS', 'SEPARATORS', 'BECAUSE', 'MAYBE', 'SO',
-           'JOIN', 'STATES', 'LEVELS', 'STATE_LIST', 'POSTURE_WORDS', 'ACTIVITY_WORDS', 'EYES', 'FACING_WORDS',
-           'PERSONAL', 'RELATIONS', 'NUMBER', 'PHRASES', 'PHRASE_LIST', 'BACK', 'SEE', 'LITTLE', 'VOCABULARY', 'words',
-           'Endless', 'Words']
+           'JOIN', 'STATES', 'LEVELS', 'STATE_LIST', 'STATE_TABLE', 'DIRECTIONS', 'POSTURE_WORDS', 'ACTIVITY_WORDS',
+           'EYES', 'FACING_WORDS', 'PERSONAL', 'PERSONAL_TABLE', 'RELATIONS', 'NUMBER', 'PHRASES', 'PHRASE_LIST',
+           'PHRASE_TABLE', 'BACK', 'SEE', 'LITTLE', 'VOCABULARY', 'words', 'Table', 'Endless', 'Words']
 
 # %% ../../nbs/explain/14_vocabulary.ipynb #8d0993de
 import re, unicodedata
@@ -19,23 +19,34 @@ def words(text:str) -> list:
     t = re.sub(r'(?<=[a-z])-(?=[a-z])', ' ', t); t = t.replace("cannot", 'can not').replace("can't", 'can not').replace("n't", ' not')
     return re.findall(r"[a-z]+(?:'[a-z]+)?|\d+(?:\.\d+)?|[^\sa-z\d]", t)
 
-# %% ../../nbs/explain/14_vocabulary.ipynb #25222c11
-@lru_cache(256)
-def _longest(phrases): return [p.split() for p in sorted(phrases, key=lambda p: -len(p.split()))]
+# %% ../../nbs/explain/14_vocabulary.ipynb #3768041c
+class Table:
+    "Phrases and what they stand for, found by their first word, the longest first."
+    def __init__(self, pairs):
+        self.rows = {}
+        for phrase, value in sorted(pairs, key=lambda x: -len(x[0].split())): p = phrase.split(); self.rows.setdefault(p[0], []).append((p, value))
+    def at(self, w, i): return [(i + len(p), v) for p, v in self.rows.get(w[i], ()) if w[i:i + len(p)] == p] if i < len(w) else []
+
+@lru_cache(4096)
+def _table(phrases): return Table([(p, None) for p in phrases])
 
 class Endless(Exception):
     "A sentence that can be taken apart in too many ways."
 
 class Words:
     "The words of a sentence, and ways to step over them."
-    most = 60_000 # steps
+    most = 40_000 # steps
     def __init__(self, text): self.w, self.steps = words(text), 0
     def at(self, i, phrase): # position after the phrase, or None
         p = phrase.split(); return i + len(p) if self.w[i:i + len(p)] == p else None
     def any(self, i, phrases): # positions after each phrase that stands here, the longest first
         self.steps += 1
         if self.steps > self.most: raise Endless
-        return [i + len(p) for p in _longest(tuple(phrases)) if self.w[i:i + len(p)] == p]
+        return [j for j, _ in _table(phrases).at(self.w, i)]
+    def of(self, i, table:Table): # (position, what it stands for) of each phrase that stands here
+        self.steps += 1
+        if self.steps > self.most: raise Endless
+        return table.at(self.w, i)
     def skip(self, i, phrases): # the furthest position after any number of these
         while (j := next(iter(self.any(i, phrases)), None)) is not None: i = j
         return i
@@ -84,7 +95,8 @@ LEVELS = dict(high=('high', 'good', 'strong'), moderate=('moderate', 'medium', '
 _found = ('recognised', 'recognized', 'detected', 'located', 'found', 'estimated', 'identified', 'known', 'seen')
 for _c, _ws in LEVELS.items(): STATES['confidence', _c] = tuple(f'{a} with {b} confidence' for a in _found for b in _ws)
 STATES['confidence', 'high'] += ('certain', 'reliable') + tuple(f'well {a}' for a in _found) + tuple(f'reliably {a}' for a in _found); STATES['confidence', 'low'] += ('uncertain', 'unreliable', 'hard to judge', 'not reliable', 'not certain', 'unsure', 'poorly recognised', 'poorly recognized', 'poorly detected', 'hard to recognise')
-STATE_LIST = sorted(((p, k) for k, ps in STATES.items() for p in ps), key=lambda x: -len(x[0].split()))
+STATE_LIST = [(p, k) for k, ps in STATES.items() for p in ps]; STATE_TABLE = Table(STATE_LIST)
+DIRECTIONS = Table([(p, k) for p, k in STATE_LIST if k[:2] in (('elevation', 'up'), ('elevation', 'down')) and not re.search('hang|side|lowered|body', p)]) # after "points"
 
 # %% ../../nbs/explain/14_vocabulary.ipynb #5e784e66
 def _pose(p): return tuple(f'{a} {p} {b}' for a in ('in a', 'in the') for b in ('posture', 'pose', 'position')) + (f'that of a {p} person', f'that of someone {p}', f'that of a person {p}')
@@ -98,7 +110,7 @@ FACING_WORDS = {
     'camera': tuple(f'{a} {e}' for a in ('faces', 'face', 'facing', 'turned to', 'turned towards', 'turned toward', 'oriented towards', 'facing towards', 'faces towards', 'facing toward') for e in EYES[:3]) + tuple(f'{a} the front' for a in ('seen from', 'shown from', 'viewed from')),
     'away': tuple(f'{a} away from {e}' for a in _turned for e in EYES[:3]) + tuple(f'{a} {b}' for a in ('seen from', 'shown from', 'viewed from') for b in ('behind', 'the back')) + tuple(f'with {a} back {b}{c} {e}' for a in ('the', 'its', 'their') for b in ('', 'turned ') for c in ('to', 'towards', 'toward') for e in EYES[:3]) + ('turned away', 'facing away')}
 _PROFILE = tuple(f'{a} the side' for a in ('seen from', 'shown from', 'viewed from')) + ('in profile', 'in side view')
-PERSONAL = sorted([(p, (kind, c)) for kind, t in (('posture', POSTURE_WORDS), ('activity', ACTIVITY_WORDS), ('facing', FACING_WORDS)) for c, ps in t.items() for p in ps] + [(p, ('profile',)) for p in _PROFILE], key=lambda x: -len(x[0].split()))
+PERSONAL = [(p, (kind, c)) for kind, t in (('posture', POSTURE_WORDS), ('activity', ACTIVITY_WORDS), ('facing', FACING_WORDS)) for c, ps in t.items() for p in ps] + [(p, ('profile',)) for p in _PROFILE]; PERSONAL_TABLE = Table(PERSONAL)
 
 RELATIONS = dict(above=('above', 'higher than', 'higher up than', 'higher in the image than', 'higher in the picture than', 'over'), below=('below', 'lower than', 'lower down than', 'lower in the image than', 'lower in the picture than', 'under', 'beneath', 'underneath'), close=('close to', 'near', 'near to', 'next to', 'beside'), apart=('far from', 'far away from'))
 NUMBER = re.compile(r'\d+(\.\d+)?')
@@ -114,7 +126,7 @@ PHRASES = { # category -> whole statements
     'crop.cut:whole': tuple(f'the {w} {p} {v} {o}' for w in ('whole', 'entire') for p in ('person', 'body') for v in ('is', 'can be seen', 'is visible') for o in _inside),
     'crop.covered:covered': tuple(f'{a} {b} the person' for a in ('somebody else', 'another person', 'someone else') for b in ('overlaps', 'covers', 'partly covers', 'partly overlaps')) + tuple(f'{a} {b} this {c}' for a in ('somebody else', 'another person', 'someone else') for b in ('overlaps', 'covers', 'partly covers', 'partly overlaps') for c in ('one', 'person')),
     'crop.covered:free': tuple(f'{a} {b} the person' for a in ('nobody else', 'no one else', 'no other person') for b in ('overlaps', 'covers'))}
-PHRASE_LIST = sorted(((p, k) for k, ps in PHRASES.items() for p in ps), key=lambda x: -len(x[0].split()))
+PHRASE_LIST = [(p, k) for k, ps in PHRASES.items() for p in ps]; PHRASE_TABLE = Table(PHRASE_LIST)
 BACK = tuple(f'{a} back is turned to{b} {e}' for a in ('the', 'its', 'their', "the person's", 'whose') for b in ('', 'wards', 'ward') for e in EYES[:3])
 SEE = tuple(f'{a} {b} the person from' for a in ('we', 'you', 'one') for b in ('see', 'sees', 'can see'))
 LITTLE = ('little can be said about', 'little is known about', 'little is certain about')
