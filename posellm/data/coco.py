@@ -20,7 +20,7 @@ from ..core.files import need_space, read_json, sha256, write_json
 from ..core.log import Progress, log
 from ..core.rng import rng
 from .dialects import understand
-from .layout import find_layout, folders_above, locate_images
+from .layout import folders_above, locate_images
 from .scan import Scan, look_at
 from ..pose.poses import Poses
 
@@ -144,13 +144,13 @@ def limit_people(
         ids.append(i); left -= count.get(i, 0)
     return poses.take_images(ids)
 
-# %% ../../nbs/data/01_coco.ipynb #14d96f9e
-def _choose(layout, split, path):
-    "Annotation file, image folder and which side of a division (None: the whole file)."
-    if split in layout: return *layout[split], ("train" if split == "train" and "val" not in layout else None)
-    if split == "val" and "train" in layout: return *layout["train"], "val"
-    if split == "all" and len(layout) == 1: return *next(iter(layout.values())), None
-    raise PoseError("no such split", file=path, field="split", found=split, allowed=", ".join(layout) + (", val (a fifth of train)" if "train" in layout and "val" not in layout else ""),
+# %% ../../nbs/data/01_coco.ipynb #add334bb
+def _choose(parts, split, path):
+    "The part to read and which side of a division of it (None: all of it)."
+    if split in parts: return parts[split], ("train" if split == "train" and "val" not in parts else None)
+    if split == "val" and "train" in parts: return parts["train"], "val"
+    if split == "all" and len(parts) == 1: return next(iter(parts.values())), None
+    raise PoseError("no such split", file=path, field="split", found=split, allowed=", ".join(parts) + (", val (a fifth of train)" if "train" in parts and "val" not in parts else ""),
                     todo="choose one of these, or add its annotation file")
 
 def _usable_part(poses, limit, seed, file):
@@ -168,7 +168,7 @@ def _usable_part(poses, limit, seed, file):
 
 # %% ../../nbs/data/01_coco.ipynb #88a6f1ab
 def load_data(
-    path, # data set folder or COCO json
+    path, # data set folder or annotation file, in any format of data.formats
     split="train", # train, val, ... or all (of a set with one file)
     limit=None, # at most so many people with keypoints; images are kept whole
     seed=0, # of `limit`
@@ -177,8 +177,9 @@ def load_data(
 ) -> Poses: # every image record has an absolute `path`
     "Read one split of a data set. What was mended, skipped or divided goes to the log; PoseError when nothing usable remains."
     if limit is not None and (type(limit) is not int or limit < 1): raise PoseError("limit must be a whole number above 0", field="limit", found=limit, allowed="1, 2, ... or None for everything")
-    file, folder, side = _choose(find_layout(path), split, path)
-    poses, done = read_coco(file, skeleton)
+    from posellm.data.formats import open_source # knows all readers, this one too
+    part, side = _choose(open_source(path).parts, split, path); file, folder = part.file, part.folder
+    poses, done = part.read(skeleton)
     say = log("data")
     for what, n in done.items(): say.warning("%s: %s (%d)", file, what, n)
     if side:
