@@ -578,6 +578,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'posellm.data.formats._read_posetrack': ( 'data/formats.html#_read_posetrack',
                                                                                 'posellm/data/formats.py'),
                                       'posellm.data.formats._read_yolo': ('data/formats.html#_read_yolo', 'posellm/data/formats.py'),
+                                      'posellm.data.formats._sequences': ('data/formats.html#_sequences', 'posellm/data/formats.py'),
                                       'posellm.data.formats._variables': ('data/formats.html#_variables', 'posellm/data/formats.py'),
                                       'posellm.data.formats._what': ('data/formats.html#_what', 'posellm/data/formats.py'),
                                       'posellm.data.formats.format_table': ('data/formats.html#format_table', 'posellm/data/formats.py'),
