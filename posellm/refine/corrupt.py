@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..core.errors import PoseError
+from ..core.files import read_json
+from ..core.paths import assets
 from ..core.rng import rng
 from ..metrics.errors import find_errors, kinds
 from ..metrics.oks import get_sigmas
@@ -72,10 +74,11 @@ class ErrorModel:
         return cls(np.array(d['rates']), np.array(d['radius']), np.array(d['conf']), d['skeleton'], d['source'], d['counts'])
 
 def published_errors(
-    skeleton, conf, # (6,Q) confidences of good, jitter, inversion, swap, miss and unlabelled keypoints at `levels`
+    skeleton, conf=None, # (6,Q) confidences of good, jitter, inversion, swap, miss and unlabelled keypoints at `levels`; None: those that come with the package
     crowded:bool=False, source:str='given confidences',
 ) -> ErrorModel:
-    "PoseFix's rates and rings; the confidences are somebody's own."
+    "PoseFix's rates and rings; the confidences are those of a real network."
+    if conf is None: d = read_json(assets()/'prior'/'confidences.json'); conf, source = d['conf'], d['source']
     conf = np.asarray(conf, float)
     if conf.shape != (6, len(levels)) or (np.diff(conf, axis=1) < 0).any(): raise PoseError('confidences are quantiles of six kinds', field='conf', found=f'shape {conf.shape}', allowed=f'(6, {len(levels)}), rising')
     return ErrorModel(published_rates(skeleton, crowded), np.stack([ring(1, .85, levels), ring(.85, .5, levels), ring(.5, .1, levels)]), conf, skeleton.name, f'rates: PoseFix; confidences: {source}')

@@ -32,7 +32,7 @@ class LearnConfig:
     drop:float=.15 # share of keypoints that are taken away, in half of the people
     box:tuple=(.04, .08) # spread of the box's place (of its size) and of the logarithm of its size
     doubt:float=.3 # spread of a person's logit of trust: nobody's confidences are calibrated exactly
-    latent:int=32; hidden:int=256; seed:int=0
+    latent:int=32; hidden:int=320; seed:int=0
     def to_dict(self): return asdict(self)
 
 # %% ../../nbs/refine/23_learn.ipynb #9e13cfee
