@@ -19,7 +19,7 @@ from posellm.data.synth import V1
 from posellm.metrics.ap import evaluate
 from posellm.refine.corrupt import confidences, corrupt, published_errors
 from posellm.refine.fitting import fit_prior
-from posellm.refine.learn import LearnConfig
+from posellm.refine.teach import LearnConfig
 from posellm.refine.prior import refine, save_prior
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from ..core.rng import rng
 from ..pose.poses import Poses
 from .corrupt import ErrorModel, confidences, corrupt
-from .learn import LearnConfig, train_prior
+from .teach import LearnConfig, train_prior
 from .prior import Prior, add_gate, choose_margin
 
 # %% ../../nbs/refine/28_fitting.ipynb #cd621d4d
