@@ -27,6 +27,7 @@ def main():
     a = argparse.ArgumentParser(description=__doc__)
     a.add_argument('--people', type=int, default=16_000)
     a.add_argument('--steps', type=int, default=LearnConfig.steps)
+    a.add_argument('--sides-steps', type=int, default=6000)
     a.add_argument('--hidden', type=int, default=LearnConfig.hidden)
     a.add_argument('--seed', type=int, default=0)
     a.add_argument('--out', type=Path, default=assets()/'prior'/'prior')
@@ -37,7 +38,7 @@ def main():
     train = [bare_poses(a.people//2, seed=100 + i, config=c) for i, c in enumerate(looks)]
     gate, held = (bare_poses(n, seed=s) for n, s in ((3000, 200), (3000, 300)))
     em = published_errors(train[0].skeleton)
-    prior = fit_prior(train, gate, em, LearnConfig(steps=a.steps, hidden=a.hidden, seed=a.seed))
+    prior = fit_prior(train, gate, em, LearnConfig(steps=a.steps, hidden=a.hidden, seed=a.seed), sides_steps=a.sides_steps)
     bad, kind = corrupt(held, em, seed=1)
     before, after = evaluate(held, bad).stats['AP'], evaluate(held, refine(bad, prior).poses).stats['AP']
     prior.card = dict(poses=f'{sum(map(len, train))} generated people (base and synth-v1 look, seeds 100 and 101), no photograph and nobody real', errors=em.source, gate='3,000 other generated people (seed 200)',
