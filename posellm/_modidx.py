@@ -45,6 +45,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'posellm.app.cli_words': { 'posellm.app.cli_words._known_images': ( 'app/cli_words.html#_known_images',
                                                                                 'posellm/app/cli_words.py'),
                                        'posellm.app.cli_words.explain': ('app/cli_words.html#explain', 'posellm/app/cli_words.py'),
+                                       'posellm.app.cli_words.llm_writer': ('app/cli_words.html#llm_writer', 'posellm/app/cli_words.py'),
                                        'posellm.app.cli_words.people_of': ('app/cli_words.html#people_of', 'posellm/app/cli_words.py'),
                                        'posellm.app.cli_words.register': ('app/cli_words.html#register', 'posellm/app/cli_words.py'),
                                        'posellm.app.cli_words.results_of': ('app/cli_words.html#results_of', 'posellm/app/cli_words.py')},
