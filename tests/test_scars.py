@@ -99,7 +99,7 @@ def test_after_a_return_the_same_batches_come_and_every_step_counts(poison, monk
 
 def test_a_return_keeps_nothing_alive(poison):
     poison(lambda job: job.step == 3 and job.slower > .2)
-    count = lambda: (gc.collect(), sum(isinstance(o, torch.Tensor) for o in gc.get_objects()))[1]
+    count = lambda: (gc.collect(), sum(type(o) in (torch.Tensor, torch.nn.Parameter) for o in gc.get_objects()))[1]
     job = Fit(net(), people(), None, settings((0, 6), **SHORT), read=drawn); seen = []; back = Fit.roll_back
     def note(self, why): back(self, why); seen.append(count())
     job.roll_back = lambda why: note(job, why)
