@@ -185,11 +185,13 @@ def predict(
 from .cli_check import register as register_check
 from .cli_data import register as register_data_verbs
 from .cli_words import register as register_word_verbs
+from .convert import register as register_convert
 
 # %% ../../nbs/app/04_cli.ipynb #77d51471
 register_check(app)
 register_data_verbs(app)
 register_word_verbs(app)
+register_convert(app)
 
 # %% ../../nbs/app/04_cli.ipynb #1f9df3c9
 def _parser_error(e) -> bool:
