@@ -223,9 +223,11 @@ def predict(
 
 # %% ../../nbs/app/04_cli.ipynb #83b95b13
 from .cli_data import register as register_data_verbs
+from .cli_fuse import register as register_fuse
 
 # %% ../../nbs/app/04_cli.ipynb #77d51471
 register_data_verbs(app)
+register_fuse(app)
 
 # %% ../../nbs/app/04_cli.ipynb #1f9df3c9
 def _parser_error(e) -> bool:
