@@ -1077,6 +1077,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'posellm.explain.facts._bound': ('explain/facts.html#_bound', 'posellm/explain/facts.py'),
                                        'posellm.explain.facts._by_name': ('explain/facts.html#_by_name', 'posellm/explain/facts.py'),
                                        'posellm.explain.facts._logit': ('explain/facts.html#_logit', 'posellm/explain/facts.py'),
+                                       'posellm.explain.facts._offset': ('explain/facts.html#_offset', 'posellm/explain/facts.py'),
                                        'posellm.explain.facts._phi': ('explain/facts.html#_phi', 'posellm/explain/facts.py'),
                                        'posellm.explain.facts._say': ('explain/facts.html#_say', 'posellm/explain/facts.py'),
                                        'posellm.explain.facts.evidence': ('explain/facts.html#evidence', 'posellm/explain/facts.py'),
