@@ -8,8 +8,6 @@ __all__ = ['ARM_RULES', 'LEG_RULES', 'Sentence', 'Text', 'write']
 # %% ../../nbs/explain/07_writer.ipynb #c79ed9e9
 from dataclasses import dataclass
 
-from .schema import CATEGORIES, category
-
 # %% ../../nbs/explain/07_writer.ipynb #52106c89
 @dataclass(frozen=True)
 class Sentence:
@@ -44,7 +42,7 @@ ARM_RULES = ( # facts needed, subject, of one, of both
     ('S_arm.elevation:level S_arm.sense:image right', 'arm', 'is held out to the image right', 'are held out to the image right'),
     ('S_wrist.distance.S_ankle:close', 'hand', 'reaches down to the ankle', 'reach down to the ankles'),
     ('S_wrist.distance.S_knee:close', 'hand', 'is near the knee', 'are near the knees'),
-    ('S_wrist.crossing:crossed', 'arm', 'is held across the body', 'are held across the body'),
+    *((f'S_wrist.crossing:crossed left_shoulder.across.right_shoulder:{w}', 'hand', 'is on the other side of the body in the image', 'are on the other side of the body in the image') for w in ('image left', 'image right')), # not for people seen from the side
     ('S_wrist.distance.O_elbow:close', 'hand', 'is near the O elbow', 'are near the opposite elbows'),
     ('S_wrist.distance.S_shoulder:close', 'hand', 'is near the shoulder', 'are near the shoulders'),
     ('S_wrist.distance.S_hip:close S_elbow.bend:bent', 'hand', 'is near the hip with the elbow bent', 'are near the hips with the elbows bent'),
@@ -97,14 +95,16 @@ def _spread_arms(F): # one arm to each side of the picture
 
 def _arms(F):
     out = _spread_arms(F) or _both_sides(F, ARM_RULES, {})
+    if len(out) > 1: out = [c for c in out if 'below shoulder height' not in c[0]] or out # said only when there is nothing better
     near = 'left_wrist.distance.right_wrist:close'
     if near in F: out.append(('the hands are close together in the image', (near,)))
     return out
 
 def _legs(F, posture):
-    out = _both_sides(F, LEG_RULES, {'foot': 'feet'})
+    rules = LEG_RULES if posture is None else [r for r in LEG_RULES if r[2] != 'points down'] # of somebody whose posture is known it says nothing
+    out = _both_sides(F, rules, {'foot': 'feet'})
     if posture in ('standing', None): # feet of somebody who sits or lies are anywhere
-        for k, text in (('left_ankle.distance.right_ankle:apart', 'the feet are wide apart'), ('left_ankle.height.right_ankle:above', 'the left foot is higher in the image than the right'), ('left_ankle.height.right_ankle:below', 'the right foot is higher in the image than the left')):
+        for k, text in (('left_ankle.distance.right_ankle:apart', 'the feet are far apart in the image'), ('left_ankle.height.right_ankle:above', 'the left foot is higher in the image than the right'), ('left_ankle.height.right_ankle:below', 'the right foot is higher in the image than the left')):
             if k in F: out.append((text, (k,)))
     return out
 
@@ -143,7 +143,7 @@ def _sure(F): # confidence by part, with measured reasons
     return [Sentence(_cap(text + (f'; {_join(_WHY[w] for w in why)}' if why else '')), tuple(f.id for f in parts) + tuple(why))]
 
 def _hidden(F): # joints that are there and covered
-    ids = [i for i in F if i.endswith('.visibility:occluded')]; names = ['the ' + i.split('.')[0].replace('_', ' ') for i in ids]
+    ids = sorted(i for i in F if i.endswith('.visibility:occluded') and i.split('.')[0].split('_')[-1] in ('elbow', 'wrist', 'knee', 'ankle')); names = ['the ' + i.split('.')[0].replace('_', ' ') for i in ids]
     if not 0 < len(names) <= 4: return []
     return [Sentence(_cap(f'{_join(names)} {"is" if len(names) == 1 else "are"} hidden from view'), tuple(ids))]
 
@@ -157,6 +157,7 @@ def write(
     F = {f.id: f for f in facts}; out, posture = _whole(F, who); limbs = []
     for clauses in (_trunk(F, posture), _arms(F), _legs(F, posture)):
         if clauses: limbs.append(Sentence(_cap(_join(c[0] for c in clauses[:3])), tuple(i for c in clauses[:3] for i in c[1])))
+    if not out and who != 'The person' and limbs: limbs[0] = Sentence(f'{who}: {limbs[0].text[0].lower()}{limbs[0].text[1:]}', limbs[0].facts)
     out += limbs + _hidden(F) + (_sure(F) if confidence else [])
-    if not out: out = [Sentence('Too little of the person can be seen to say anything.', ())]
+    if not out: out = [Sentence(f'Too little of {who[0].lower() + who[1:]} can be seen to say anything.', ())]
     return Text(tuple(out))
