@@ -73,7 +73,7 @@ def _cases(source, images, notes) -> tuple:
     except PoseError as e: return [], [_unreadable(e, "", source)]
     for split, part in parts.items():
         file, folder = part.file, part.folder
-        try: case = build_case(_as_coco(part, split, notes), file, split)
+        try: case = replace(build_case(_as_coco(part, split, notes), file, split), converted=not part.coco)
         except PoseError as e: found.append(_unreadable(e, split, file)); continue
         if images:
             named = [im for im in case.table.values() if isinstance(im.get("file_name"), str) and im["file_name"]]
