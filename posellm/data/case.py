@@ -49,8 +49,13 @@ class Case:
 
     @cached_property
     def on(self) -> np.ndarray:
-        "(M,K) labelled keypoints."
-        return self.kpts[..., 2] > 0
+        "(M,K) labelled keypoints; 3 is AI Challenger's word for not labelled."
+        return (self.kpts[..., 2] > 0) & (self.kpts[..., 2] <= 2)
+
+    @cached_property
+    def seen_told(self) -> bool:
+        "Do nearly all visibilities mean what COCO means? Otherwise nothing may be concluded from visible and hidden."
+        return bool(np.isin(self.kpts[..., 2], (0, 1, 2)).mean() > .99) if self.kpts.size else True
 
     @property
     def joints(self) -> list:
