@@ -154,37 +154,44 @@ def evaluate(
 # %% ../../nbs/app/04_cli.ipynb #acf6605c
 @app.command(epilog='Example:  posellm predict photo.jpg --weights runs/demo --out poses')
 def predict(
-    source: Annotated[list[str], typer.Argument(metavar='SOURCE...', help='Images, or folders of images.')],
-    out: Annotated[str, typer.Option(metavar='DIR', help='Folder for results.json (COCO), people.json and pictures.')],
+    source: Annotated[list[str], typer.Argument(metavar='SOURCE...', help='Images, folders of images, videos; addresses with --url.')],
+    out: Annotated[str, typer.Option(metavar='DIR', help='Folder for results.json (COCO), people.json (with facts and words), pictures and gallery.html.')],
     weights: Annotated[Optional[str], typer.Option(metavar='RUN|FILE|NAME', help='A run folder, a weights file (.safetensors, .onnx), or a known model; with --model also an official .pth. Default: the embedded weights.')] = None,
     model: Annotated[Optional[str], typer.Option(metavar='NAME', help='A network by name, with the weights that belong to it or with those of --weights.')] = None,
     stage: Annotated[Optional[str], typer.Option(metavar='CHAPTER', help='Chapter of the run to take the weights from.')] = None,
     boxes: Annotated[str, typer.Option(metavar='auto|whole|FILE|DETECTOR', help='Where the boxes of people come from.')] = 'auto',
     device: Annotated[str, typer.Option(help='auto, cpu, cuda or mps.')] = 'auto',
     flip: Annotated[bool, typer.Option('--flip/--no-flip', help='Average with the mirrored image.')] = True,
-    pictures: Annotated[bool, typer.Option('--pictures/--no-pictures', help='Draw the people over each image.')] = True,
+    pictures: Annotated[bool, typer.Option('--pictures/--no-pictures', help='Draw the people over each image and write the gallery.')] = True,
+    url: Annotated[bool, typer.Option('--url', help='Sources may be addresses: they are fetched.')] = False,
+    every: Annotated[int, typer.Option(min=1, metavar='N', help='Of a video: one frame in N.')] = 1,
     as_json: Json = False,
 ):
-    "Find people and their keypoints in images."
-    from posellm.app.estimator import Estimator, list_images, save_results
-    paths = list_images(source)
-    est, texts = Estimator(model or weights, boxes=boxes, stage=stage, device=device, flip=flip, weights=weights if model else None), []
+    "Find people and their keypoints in images, and say in words what they do."
+    from posellm.app.estimator import Estimator, sources_of
+    from posellm.app.gallery import save_results
+    paths = sources_of(source, url)
+    est, texts = Estimator(model or weights, boxes=boxes, stage=stage, device=device, flip=flip, weights=weights if model else None, urls=url), []
     def seen(results):
-        for r in results: texts.append(str(r) if len(paths) == 1 else f'{r.file}: {len(r)} people'); yield r
-    got = save_results(seen(est.stream(paths)), out, pictures)
+        for r in results: texts.append(str(r) if len(paths) == 1 and r.frame is None else f'{r.file}{"" if r.frame is None else f" frame {r.frame}"}: {len(r)} people. {r.text}'); yield r
+    got = save_results(seen(est.stream(paths, every)), out, pictures, skipped=est.skipped)
     skipped = [str(e) for e in est.skipped]
     if not got['images']: raise PoseError('no image could be read', file=source[0], found=f'{len(skipped)} broken', todo=skipped[0] if skipped else None)
-    whose = [f'boxes: {est.boxes.source}' + (f' ({est.boxes.note})' if est.boxes.note else '')] if len(paths) > 1 else []
-    lines = texts + whose + [f'{got["people"]} people in {got["images"]} images, written to {got["out"]}'] + [f'skipped: {len(skipped)}'] * bool(skipped)
-    emit(as_json, dict(got, skipped=skipped, boxes_from=est.boxes.source, note=est.boxes.note, model=est.name), lines)
+    notes = [f'boxes: {est.boxes.source}', *(n for n in (est.boxes.note, est.honesty) if n)] if len(texts) > 1 else []
+    lines = texts + notes + [f'{got["people"]} people in {got["images"]} images, written to {got["out"]}'] + [f'gallery: {got.get("gallery")}'] * ('gallery' in got) + [f'skipped: {len(skipped)}'] * bool(skipped)
+    emit(as_json, dict(got, skipped=skipped, boxes_from=est.boxes.source, note='; '.join(n for n in (est.boxes.note, est.honesty) if n) or None, model=est.name), lines)
 
 # %% ../../nbs/app/04_cli.ipynb #83b95b13
 from .cli_check import register as register_check
 from .cli_data import register as register_data_verbs
+from .cli_words import register as register_word_verbs
+from .convert import register as register_convert
 
 # %% ../../nbs/app/04_cli.ipynb #77d51471
 register_check(app)
 register_data_verbs(app)
+register_word_verbs(app)
+register_convert(app)
 
 # %% ../../nbs/app/04_cli.ipynb #1f9df3c9
 def _parser_error(e) -> bool:

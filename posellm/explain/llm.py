@@ -113,6 +113,7 @@ def told(
     if not v.kept: return _instead(facts, f'nothing it said is supported by the facts; {dropped}', v, fallback)
     return Told(Text(tuple(Sentence(k.text, k.evidence) for k in v.kept), _line(name, 80), f'written by {_line(name, 80)}; {dropped}'), v)
 
+# %% ../../nbs/explain/16_llm.ipynb #94a3f69b
 def tell(
     people:list, # facts of each person
     asker, # Asker, or a model
