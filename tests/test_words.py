@@ -182,9 +182,9 @@ def test_what_an_injected_model_says_is_not_shown():
         name = 'x'
         def __call__(self, messages, schema=None):
             from posellm.explain.client import Answer
-            return Answer(json.dumps(dict(sentences=[dict(text=t, facts=['f1']) for t in ('Both arms are raised.', EVIL + '.', 'The right arm is raised, as the file name says.', 'The person is standing.<script>x</script>', 'The person is standing.')])))
+            return Answer(json.dumps(dict(sentences=[dict(text=t, facts=['f1']) for t in ('Both arms are raised.', EVIL + '.', 'The right arm is raised, as the file name says.', 'The person is standing.<script>x</script>', 'The person is standing.', 'The left arm is raised.')])))
     t = tell([FACTS], Asker(Injected(), False))[0]
-    assert str(t.text) == 'The person is standing.' and t.verified.counts['supported'] == 1
+    assert str(t.text) == 'The person is standing. The left arm is raised.' and t.verified.counts['supported'] == 2 and '4 of 6' in t.text.note
 
 
 # --- servers ----------------------------------------------------------------------------------------------------------------------------

@@ -67,12 +67,10 @@ def found(self:Result) -> Facts:
 def explain(self:Result, by=None) -> list: # of Text, one for each person
     "Words about each person; `by` is asked instead of the usual writer."
     if by is None and self._texts is not None: return self._texts
-    out = []
-    for i in range(len(self)):
-        facts, who = self.found().of(i), 'The person' if len(self) == 1 else f'Person {i + 1}'
-        out.append((by or self.by)(facts, who, crop_of(self, i)) if by or self.by else write(facts, who))
-    self._texts = out
-    return out
+    by, n = by or self.by, len(self); facts, who = [self.found().of(i) for i in range(n)], [f'Person {i + 1}' for i in range(n)] if n > 1 else ['The person']*n
+    if hasattr(by, 'many'): self._texts = by.many(facts, who, [crop_of(self, i) for i in range(n)]) # asks about all of them together
+    else: self._texts = [by(f, w, crop_of(self, i)) if by else write(f, w) for i, (f, w) in enumerate(zip(facts, who))]
+    return self._texts
 
 def crop_of(self:Result, i:int) -> np.ndarray: # (h,w,3), or None where nothing is left
     "The picture of one person."
