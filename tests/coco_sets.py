@@ -9,8 +9,13 @@ from posellm.pose.skeleton import get_skeleton
 NAMES = list(get_skeleton("coco17").keypoints)
 
 
+# somebody who faces us, height 1: geometry must have nothing to say about these people
+BODY = np.array([(50, 20), (54, 16), (46, 16), (59, 18), (41, 18), (66, 40), (34, 40), (72, 62), (28, 62), (75, 82), (25, 82), (60, 85), (40, 85), (61, 118), (39, 118), (62, 150), (38, 150)]) / 150. - [.16, .1]
+
+
 def person(i, image_id, gen, w=60, h=40):
-    xy = gen.integers(3, (w - 3, h - 3), (17, 2)).astype(float)
+    size = gen.uniform(.6, .85) * h
+    xy = (BODY * size + gen.uniform(1, (w - .4 * size, h - .95 * size)) + gen.normal(0, .004 * size, (17, 2))).clip(1, (w - 2, h - 2)).round(2)
     v = gen.integers(0, 3, 17)
     v[:3] = 2
     xy[v == 0] = 0

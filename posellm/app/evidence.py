@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['captions', 'best_of_person', 'largest_changes', 'cross_calibrated', 'keypoint_figure', 'calibration_figure',
-           'evidence', 'quality_of', 'methods']
+           'worst_table', 'evidence', 'quality_of', 'methods']
 
 # %% ../../nbs/app/01a_evidence.ipynb #7099e1fa
 from dataclasses import replace
@@ -18,7 +18,7 @@ from ..core.rng import rng
 from ..metrics.ap import evaluate, pr_curves
 from ..metrics.calibration import box_sizes, brier, calibrate_on, labelled_pairs, reliability
 from ..metrics.errors import errors_by_group, find_errors, gains, kinds
-from ..metrics.slices import all_groups, image_quality, people_groups, slice_table
+from ..metrics.slices import all_groups, image_quality, people_groups, search_slices, slice_table, with_pairs
 from ..viz.evidence import plot_error_shares, plot_gains, plot_reliability, plot_slices
 from ..viz.plots import plot_keypoint_bars, plot_pr
 
@@ -71,18 +71,24 @@ def calibration_figure(ev): # figure, sentence
         text += f' With a map fitted on the other half of the images: ECE {curves["with a map"].ece:.3f}, Brier score {brier(other.conf[m], ks):.3f}' + (f', AP {ev.stats["AP"]:.3f} -> {ap:.3f}.' if 'truth' in ev.boxes else '.')
     return plot_reliability(curves), text
 
+def worst_table(hits) -> list: # of tables
+    "What a search over groups and pairs of groups has found."
+    rows = [[h['name'], h['people'], f"{h['mean']:.3f}", f"{h['delta']:+.3f}", f"{h['lo']:+.3f} to {h['hi']:+.3f}"] for h in hits[:8]]
+    return [dict(title='Groups found to be served worse', note='All groups and all pairs of them were searched; the intervals of the difference to everybody hold for all of them together.', head=['group', 'people', 'mean OKS', 'difference', '95 % interval'], rows=rows)]*bool(rows)
+
 def evidence(
     ev, title='', resamples:int=200, quality:dict=None, # image id -> image_quality
-) -> dict: # figures: name -> figure; texts; tables
+) -> dict: # figures: name -> figure; texts; tables; worst: of metrics.slices.search_slices with masks
     "Figures, sentences and tables about one evaluation."
-    e = find_errors(ev.truth, ev.pred, ev.max_dets, ev.sigmas); g = gains(e); recall, precision, thr = pr_curves(ev)
-    rows = slice_table(ev, all_groups(ev.truth, quality), resamples); cal, said = calibration_figure(ev)
+    e = find_errors(ev.truth, ev.pred, ev.max_dets, ev.sigmas); g = gains(e); recall, precision, thr = pr_curves(ev); groups = all_groups(ev.truth, quality)
+    rows = slice_table(ev, groups, resamples); cal, said = calibration_figure(ev); masks = with_pairs(groups, 1)
     figs = {'precision-recall': plot_pr(precision, thr, recall, title=title), 'errors': plot_gains(g), 'error kinds': plot_error_shares(e.by_keypoint(), ev.truth.skeleton), 'keypoints': keypoint_figure(ev), 'calibration': cal, 'slices': plot_slices(rows, ev.stats['AP'])}
-    worse = [r for r in rows if r.verdict == 'worse']
+    worse = [r for r in rows if r.verdict == 'worse']; hits = [dict(h, mask=masks[h['name']]) for h in search_slices(ev.truth, best_of_person(ev)[0], groups, max(resamples, 200))]
     texts = [said, ('Served worse than everybody: ' + '; '.join(f'{r.name} ({r.people} people, AP {r.ap:.3f}, {r.delta:+.3f})' for r in worse[:4]) + '.') if worse else f'No group of the {len(rows)} looked at is shown to be served worse than everybody.']
     flat = {n: m for grp in people_groups(ev.truth).values() for n, m in grp.items()}
     by = [[r['group'], r['people'], *(f'{r[k]:.0%}' for k in kinds), f"{r['missed']:.0%}"] for r in errors_by_group(e, flat)]
-    return dict(figures=figs, texts=texts, tables=[dict(title='Errors by group', note='Shares of the labelled keypoints of found people; missed: share of people nobody was predicted for.', head=['group', 'people', *kinds, 'missed'], rows=by)])
+    tables = [dict(title='Errors by group', note='Shares of the labelled keypoints of found people; missed: share of people nobody was predicted for.', head=['group', 'people', *kinds, 'missed'], rows=by), *worst_table(hits)]
+    return dict(figures=figs, texts=texts, tables=tables, worst=hits)
 
 def quality_of(images:list, read, most:int=500) -> dict: # image id -> measures
     "Image quality of the images that can be read."

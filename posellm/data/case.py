@@ -45,11 +45,17 @@ class Case:
     size: np.ndarray # (N,2) width and height of the annotation's image by its record, NaN when unknown
     crowd: np.ndarray # (N,) bool
     scan: object = None # `Scan` of the images, when they were looked at
+    prints: object = None # `Prints` of the images, when they were compared
 
     @cached_property
     def on(self) -> np.ndarray:
         "(M,K) labelled keypoints."
         return self.kpts[..., 2] > 0
+
+    @property
+    def joints(self) -> list:
+        "The names, when they are as many as the keypoints; [] where nobody knows which is which."
+        return self.names if len(self.names) == self.K else []
 
     def where(self, i) -> str:
         "Name of annotation `i` in messages."

@@ -28,6 +28,7 @@ class Hits:
     count: int = 0
     examples: list = field(default_factory=list) # up to five sentences
     ids: list = field(default_factory=list) # annotation or image ids, up to 1000
+    of: str = "image" # what `ids` are: image or annotation
 
 @dataclass(frozen=True)
 class Rule:
@@ -52,14 +53,15 @@ def hits(
     items, # what was found: annotation indices, image records, ids ...
     say, # item -> sentence
     id_of=None, # item -> id
+    of="image", # what the ids are
 ) -> Hits:
     "Hits from a list; only the first five are put into words."
     items = list(items)
-    return Hits(len(items), [say(i) for i in items[:5]], [id_of(i) for i in items[:1000]] if id_of else [])
+    return Hits(len(items), [say(i) for i in items[:5]], [id_of(i) for i in items[:1000]] if id_of else [], of)
 
 def people(case: Case, index, say) -> Hits:
     "Hits from annotation indices; `say(i)` tells what is wrong with annotation `i`."
-    return hits(np.flatnonzero(index) if getattr(index, "dtype", None) == bool else index, lambda i: f"{case.where(i)}: {say(i)}", lambda i: case.anns[i].get("id"))
+    return hits(np.flatnonzero(index) if getattr(index, "dtype", None) == bool else index, lambda i: f"{case.where(i)}: {say(i)}", lambda i: case.anns[i].get("id"), "annotation")
 
 # %% ../../nbs/data/01b_rules.ipynb #6cd8e036
 @rule("image-record", "error", "An image without a whole-number id and a file name cannot be found.", "Give each image record an integer id and a file_name.")
@@ -100,7 +102,7 @@ def file_twice(case):
 @rule("duplicate-ids", "error", "Annotation ids must be unique: evaluation keeps only the last of equal ids.", "Number the annotations anew.")
 def duplicate_ids(case):
     n = Counter(a["id"] for a in case.anns if is_id(a.get("id")))
-    return hits([i for i, c in n.items() if c > 1], lambda i: f"annotation id {i} stands {n[i]} times", lambda i: i)
+    return hits([i for i, c in n.items() if c > 1], lambda i: f"annotation id {i} stands {n[i]} times", lambda i: i, "annotation")
 
 @rule("dangling-image", "error", "People whose image is not listed are lost, or stop a reader.", "Add the image record or remove the annotations.")
 def dangling_image(case): return people(case, [i for i, a in enumerate(case.anns) if not is_id(a.get("image_id")) or a["image_id"] not in case.table], lambda i: "no image with that id")

@@ -62,7 +62,7 @@ def _read_all(r, until:float, most:int) -> bytes:
     return b''.join(got)
 
 def _refusal(e:HTTPError, until) -> Exception: # Drop or Gone, with the first words of the server's reason
-    try: why = ' '.join(_read_all(e, until, 1 << 16).decode('utf8', 'replace').split())[:160]
+    try: why = ' '.join(_read_all(e, until, 1 << 16).decode('utf8', 'replace').split())[:300]
     except Exception: why = ''
     wait = (e.headers.get('Retry-After') or '') if e.headers else ''
     text = f'{e.code} {e.reason}' + (f': {why}' if why else '')
@@ -125,11 +125,14 @@ def read_answer(d:dict, asked:int=0) -> Answer: # `asked`: characters of the que
     return Answer(text, c.get('finish_reason') != 'length', bool(m.get('refusal')) or c.get('finish_reason') == 'content_filter', *(g if v is None else v for v, g in zip(n, guess)), estimated=None in n)
 
 # %% ../../nbs/explain/10_client.ipynb #f7d44e47
-_formats = ('json_schema', 'json_object', 'text')
+_formats = ('json_schema', 'object_schema', 'json_object', 'text') # OpenAI, vLLM, Ollama; llama-cpp-python; older servers; any
 
 def _format(kind, schema):
-    if kind == 'json_schema': return dict(response_format=dict(type='json_schema', json_schema=dict(name='sentences', strict=True, schema=schema)))
-    return dict(response_format=dict(type='json_object')) if kind == 'json_object' else {}
+    forms = dict(json_schema=dict(type='json_schema', json_schema=dict(name='sentences', strict=True, schema=schema)), object_schema=dict(type='json_object', schema=schema), json_object=dict(type='json_object'))
+    return dict(response_format=forms[kind]) if kind in forms else {}
+
+def _about_format(e): # was the form of the answer refused? Some servers call that a failure of their own
+    return 'response_format' in str(e) or isinstance(e, Gone) and str(e)[:3] in ('400', '415', '422', '501')
 
 @dataclass
 class ServerModel:
@@ -156,15 +159,15 @@ class ServerModel:
     def _ask(self, messages, schema, left):
         body = dict(model=self.model, messages=messages, max_tokens=self.max_tokens, temperature=0, stream=False, **self.options)
         try: return post_json(f'{self.url}/chat/completions', dict(body, **_format(self._kind if schema else 'text', schema)), find_key(self.url, self.key_env), left, self.most)
-        except Gone as e:
-            if not schema or self._kind == 'text' or not str(e).startswith(('400', '404 Not Found: response', '415', '422', '501')): raise
+        except (Drop, Gone) as e:
+            if not schema or self._kind == 'text' or not _about_format(e): raise
             self._kind = _formats[_formats.index(self._kind) + 1]
             raise Drop(f'{e}; asked for {self._kind} next') from None
 
     def __call__(self, messages:list, schema:dict=None) -> Answer: # schema: JSON schema of the answer
         "Ask, repeatedly where that may help. `Gone` when no answer came."
         start, asked, drops = time.monotonic(), sum(len(str(m.get('content'))) for m in messages), 0
-        for n in range(1, self.retries + 4): # two of them may be spent on learning what the server understands
+        for n in range(1, self.retries + 5): # three of them may be spent on learning what the server understands
             was = self._kind
             try: a = read_answer(self._ask(messages, schema, max(.05, self.timeout - (time.monotonic() - start))), asked); a.seconds, a.tries = time.monotonic() - start, n; return a
             except Drop as e:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['same_image_pairs', 'box_overlap', 'owners', 'only_people', 'scored', 'crowding', 'hidden_share', 'people_groups',
            'normal_poses', 'kmeans', 'pose_groups', 'image_quality', 'quality_groups', 'Slice', 'slice_table',
-           'all_groups']
+           'all_groups', 'with_pairs', 'search_slices']
 
 # %% ../../nbs/metrics/03a_slices.ipynb #79cc5bb0
 from dataclasses import dataclass, replace
@@ -159,3 +159,30 @@ def all_groups(truth:Poses, quality:dict=None, clusters:int=5) -> dict: # {name:
     "Every group of this chapter under one roof."
     flat = {n: m for g in people_groups(truth).values() for n, m in g.items()}
     return {**flat, **pose_groups(truth, clusters), **(quality_groups(truth, quality) if quality else {})}
+
+# %% ../../nbs/metrics/03a_slices.ipynb #4226c395
+def with_pairs(groups:dict, least:int=10) -> dict: # {name: (N,) mask}
+    "The groups, and what any two of them have in common where it is neither of the two and has enough people."
+    out = {k: np.asarray(m, bool) for k, m in groups.items() if np.sum(m) >= least}; names = list(out)
+    for i, a in enumerate(names):
+        for b in names[i+1:]:
+            both = out[a] & out[b]
+            if least <= both.sum() < min(out[a].sum(), out[b].sum()): out[f'{a}, {b}'] = both
+    return out
+
+def search_slices(
+    truth:Poses, value, # (N,) a number of each person, e.g. its best OKS
+    groups:dict, # {name: (N,) mask}
+    n:int=1000, seed:int=0, level:float=.95, least:int=10,
+) -> list: # of dict(name, people, mean, delta, lo, hi), worst first: those shown to be worse than everybody, intervals of the difference
+    "The groups and pairs of groups whose people are served worse than everybody."
+    on = scored(truth); found = with_pairs({k: np.asarray(m) & on for k, m in groups.items()}, least)
+    if not found: return []
+    ids, image = np.unique(truth.image_id, return_inverse=True); masks = np.stack([on, *found.values()], 1).astype(float)
+    add = lambda x: np.stack([np.bincount(image, c, len(ids)) for c in x.T], 1)
+    total, count = add(masks*np.where(on, value, 0)[:, None]), add(masks); w = draw_images(len(ids), n, seed).astype(float)
+    mean = total.sum(0)/count.sum(0); c = w @ count; drawn_ = np.where(c > 0, (w @ total)/np.maximum(c, 1), np.nan)
+    delta, samples = mean[1:] - mean[0], drawn_[:, 1:] - drawn_[:, :1]; half = _simultaneous(samples, delta, level); low = dict(zip(found, mean[1:]))
+    rows = [dict(name=k, people=int(m.sum()), mean=float(mean[i+1]), delta=float(delta[i]), lo=float(delta[i] - half[i]), hi=float(delta[i] + half[i])) for i, (k, m) in enumerate(found.items())]
+    part = lambda k: [p for p in groups if p in low and (k.startswith(p + ', ') or k.endswith(', ' + p))]
+    return sorted([r for r in rows if r['hi'] < 0 and all(r['mean'] < low[p] for p in part(r['name']))], key=lambda r: r['mean'])
