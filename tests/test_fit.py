@@ -184,7 +184,7 @@ def test_whole_image_networks_and_unknown_mirrors(tmp_path):
     from posellm.pose.skeleton import make_skeleton
     p = people(4); model = net(); model.spec = replace(model.spec, crop='image', padding=1.)
     cfg = settings((0, 3), batch=4); job = Fit(model, p, p, cfg, read=drawn)
-    assert job.cfg.augment.half_body == 0 and np.allclose(job.val_store.center, [30, 36]) # the photograph's middle
+    assert job.cfg.augment.half_body == 0 and np.allclose(job.val.store.center, [30, 36]) # the photograph's middle
     h = fit(model, p, p, cfg, tmp_path, read=drawn); assert h.rows[-1]['flip'] and len(h.rows) == 2
     strange = make_skeleton('strange', [f'point{k}' for k in range(17)], sigmas=[.1]*17); assert strange.flip is None
     q = replace(p, skeleton=strange); model = net(); model.spec = replace(model.spec, skeleton=strange)

@@ -15,6 +15,7 @@ import numpy as np
 from ..core.files import read_json, write_atomic
 from ..core.paths import assets
 from ..core.run import check_schema
+from ..data.guard import uses_of_run
 from ..data.images import read_record
 from .evidence import captions as evidence_captions, evidence, methods, quality_of
 from .pictures import before_after, gallery, hardest, of_group
@@ -85,11 +86,11 @@ def seeds_table(table) -> list: # of tables
     return [dict(title='Several seeds', note='Mean over trainings that differ only in their seed; the interval holds both the spread over seeds and the choice of images.', head=['stage', 'row', 'data', 'role', 'seeds', 'mean AP', 'spread', '95 % interval'], rows=rows)] * bool(rows)
 
 def selection_note(root) -> list: # of sentences
-    "Were the weights chosen on the people they are reported on?"
-    out = []
+    "On whom were the weights chosen?"
+    out, chosen = [], {u['chapter']: u['people'] for u in uses_of_run(root) if u['purpose'] == 'calibration'}
     for f in sorted(Path(root).glob('*/history.jsonl')):
-        n = sum('"ap"' in l for l in f.read_text().splitlines())
-        if n > 1: out.append(f'{f.parent.name} kept the best of {n} validations on the held-out people themselves; that makes its AP a little too high.')
+        n, who = sum('"ap"' in l for l in f.read_text().splitlines()), f.parent.name
+        if n > 1: out.append(f'{who} kept the best of {n} validations on ' + (f'{chosen[who]} people set aside for it (calib), who are not reported.' if who in chosen else 'the held-out people themselves; that makes its AP a little too high.'))
     return out
 
 def render(out, **parts) -> Path:

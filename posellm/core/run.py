@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['schema', 'scratch', 'row_keys', 'roles', 'check_schema', 'check_name', 'Run', 'versions', 'save_config', 'config',
-           'save_rows', 'rows', 'read_rows', 'all_rows', 'finish', 'finished']
+           'save_rows', 'rows', 'read_rows', 'all_rows', 'upstream', 'finish', 'finished']
 
 # %% ../../nbs/core/05_run.ipynb #42d6a6c6
 import platform, shutil, time
@@ -115,6 +115,13 @@ def read_rows(folder) -> list: # rows with `folder` added
 def all_rows(root) -> list:
     "Rows of all chapters of a run, in chapter order."
     return [r for d in sorted(Path(root).iterdir()) if d.is_dir() for r in read_rows(d)]
+
+def upstream(self:Run, split:str='val') -> dict: # a row with `folder`, or None
+    "The last row on `split` of the nearest earlier chapter that has one."
+    earlier = [d for d in sorted(self.root.iterdir(), reverse=True) if d.is_dir() and d.name < self.chapter] if self.root.is_dir() else []
+    return next((r for d in earlier for r in reversed(read_rows(d)) if r['split'] == split), None)
+
+Run.upstream = upstream
 
 # %% ../../nbs/core/05_run.ipynb #1438d362
 def _hashes(inputs:dict) -> dict:

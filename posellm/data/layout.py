@@ -15,7 +15,7 @@ from pathlib import Path
 from ..core.errors import PoseError
 
 # %% ../../nbs/data/00a_layout.ipynb #20492d11
-SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test", "extra": "extra", "unlabeled": "unlabeled", "unlabelled": "unlabeled"}
+SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test", "calib": "calib", "extra": "extra", "unlabeled": "unlabeled", "unlabelled": "unlabeled"}
 _image_suffixes = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
 def split_name(

@@ -372,7 +372,7 @@ def _part(seed, first, n_people, folder, config, workers, colour=True) -> tuple:
     return images, anns
 
 # %% ../../nbs/data/14_synth.ipynb #9108434f
-PARTS = dict(train=0, val=10_000_000, unlabeled=20_000_000)     # first index of each part: parts of one seed never share a scene
+PARTS = dict(train=0, val=10_000_000, unlabeled=20_000_000, calib=30_000_000)     # first index of each part: parts of one seed never share a scene
 
 def write_synth(
     folder,                             # data set folder, made where needed
@@ -381,14 +381,15 @@ def write_synth(
     n_unlabeled: int = 2000,            # pictures without labels
     seed: int = 0,                      # of the data set
     config: SynthConfig = None,         # settings
-    workers: int = 1                    # processes; the result does not depend on it
+    workers: int = 1,                   # processes; the result does not depend on it
+    n_calib: int = 0                    # people who are neither trained on nor reported
 ) -> Path:                              # the folder
     "Write a COCO keypoint data set of generated people."
     config, folder = SynthConfig() if config is None else config, Path(folder)
-    for name, n in (("n_train", n_train), ("n_val", n_val), ("n_unlabeled", n_unlabeled)):
+    for name, n in (("n_train", n_train), ("n_val", n_val), ("n_unlabeled", n_unlabeled), ("n_calib", n_calib)):
         if n < 0: raise PoseError("negative number", field=name, found=n, allowed="0 or more", todo="correct it")
     (folder / "annotations").mkdir(parents=True, exist_ok=True)
-    for part, n in (("train", n_train), ("val", n_val)):
+    for part, n in (("train", n_train), ("val", n_val), *[("calib", n_calib)]*bool(n_calib)):
         (folder / f"{part}2017").mkdir(exist_ok=True)
         images, anns = _part(seed, PARTS[part], n, folder / f"{part}2017", config, workers) if n else ([], [])
         write_json(folder / f"annotations/person_keypoints_{part}2017.json", _head(images, anns, config, seed))
@@ -414,10 +415,10 @@ class Benchmark:
     checksum: str           # of the val labels
     frozen: bool
 
-    def write(self, folder, workers: int = 1, n_train: int = None, n_val: int = None, n_unlabeled: int = None) -> Path:
+    def write(self, folder, workers: int = 1, n_train: int = None, n_val: int = None, n_unlabeled: int = None, n_calib: int = 0) -> Path:
         "Write it as a COCO data set; smaller parts are the first pictures of the whole."
         pick = lambda n, full: full if n is None else n
-        return write_synth(folder, pick(n_train, self.n_train), pick(n_val, self.n_val), pick(n_unlabeled, self.n_unlabeled), self.seed, self.config, workers)
+        return write_synth(folder, pick(n_train, self.n_train), pick(n_val, self.n_val), pick(n_unlabeled, self.n_unlabeled), self.seed, self.config, workers, n_calib)
 
 def synth_v1() -> Benchmark:
     "The benchmark as the asset file defines it."

@@ -60,7 +60,7 @@ def measure_row(
 def uses(root) -> list:
     "Recorded uses of images in this run, and its training images."
     out, folder = uses_of_run(root), Path(root)/'00_data'; f = folder/'train.json'
-    if f.exists() and not any(u['purpose'] == 'fitting' for u in out):
+    if f.exists():
         p, paths = Poses.from_coco(f), image_paths(root, 'train')
         for im in p.images: im['path'] = paths.get(str(im['id']))
         out.append(dict(purpose='fitting', chapter='training', note='train.json of chapter 00', file=str(f), people=len(p), images=image_prints(p)))
@@ -85,7 +85,7 @@ def add_differences(table:list, evaluations:list, resamples:int=1000, seed:int=0
     compared = []
     for i, row in enumerate(table):
         j = next((j for j in range(i-1, -1, -1) if same_ground(table[j], row)), None)
-        if j is None: continue
+        if j is None or row['role'] == 'calibration': continue # what something was chosen on proves nothing about the choice
         d = paired_bootstrap(evaluations[j], evaluations[i], n=resamples, seed=seed); compared.append(row)
         row.update(delta=d.value, delta_lo=d.lo, delta_hi=d.hi, p=d.p, verdict=d.verdict)
     for row, p in zip(compared, holm([r['p'] for r in compared])):

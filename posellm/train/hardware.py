@@ -37,6 +37,7 @@ class Preset:
     val_every:float=1. # epochs between validations
     n_train:int=20_000 # generated people to learn from
     n_val:int=2_000 # generated people held out
+    n_calib:int=1_000 # generated people to choose and calibrate on, neither trained on nor reported
     n_unlabeled:int=4_000 # generated images without labels
     n_show:int=12 # pictures in a figure
     source:str='planned'
@@ -53,7 +54,7 @@ def _check(p):
     "Refuse values that no chapter could use."
     for k, allowed in _CHOICES.items():
         if getattr(p, k) not in allowed: raise unknown(k, getattr(p, k), allowed, file=f'preset {p.name}')
-    for k in ('batch', 'accumulate', 'n_train', 'n_val'):
+    for k in ('batch', 'accumulate', 'n_train', 'n_val', 'n_calib'):
         if not isinstance(getattr(p, k), int) or getattr(p, k) < 1: raise PoseError('not a count', file=f'preset {p.name}', field=k, found=getattr(p, k), allowed='a whole number, 1 or more')
     for k in ('input_hw', 'steps', 'lr'): # lists come from JSON and papermill
         v = getattr(p, k)
@@ -64,9 +65,9 @@ def _check(p):
 # %% ../../nbs/train/00_hardware.ipynb #8d890a01
 _TABLE = dict(
     tiny=dict(device='cpu', model='posellm-s', weights=None, input_hw=(96, 72), batch=8, precision='fp32', workers=1, recipe='small', steps=(2, 6), lr=(1e-3, 2e-3),
-              n_train=48, n_val=24, n_unlabeled=12, n_show=6, source='for tests'),
+              n_train=48, n_val=24, n_calib=16, n_unlabeled=12, n_show=6, source='for tests'),
     cpu=dict(device='cpu', model='posellm-s', weights=None, input_hw=(128, 96), batch=32, workers=1, recipe='small', steps=(30, 5400), lr=(1e-3, 5e-3), val_every=10.,
-             n_train=7_500, n_val=1_000, n_unlabeled=200, source='measured (2 cores of an AMD EPYC, 2026-11-21, 1.9 GiB): about 7 minutes'),
+             n_train=7_500, n_val=1_000, n_calib=400, n_unlabeled=200, source='measured (2 cores of an AMD EPYC, 2026-11-21, 1.9 GiB): about 7 minutes'),
     mps=dict(device='mps', model='simplebaseline50', precision='fp32', workers=2, recipe='small', n_train=5_000, n_val=1_000, n_unlabeled=1_000),
     gtx1650=dict(vram_gib=4., input_hw=(384, 288), batch=2, accumulate=16, precision='fp16', workers=2),
     gtx1650_min=dict(vram_gib=4., input_hw=(320, 240), batch=1, accumulate=32, precision='fp16', workers=1, checkpointing=True),
