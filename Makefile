@@ -8,7 +8,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow fuzz lab docs bench pretrain clean
+.PHONY: help install demo test test-slow fuzz lab docs bench ablation pretrain clean
 
 help:
 	@echo "make demo       train, evaluate and draw a pose model on generated people (about ten minutes on 2 CPU cores)"
@@ -16,6 +16,7 @@ help:
 	@echo "make install    only the environment      make lab     JupyterLab on the notebooks"
 	@echo "make test-slow  the slow tests            make fuzz    long property tests"
 	@echo "make docs       the notebooks as a site   make bench   measurements    make clean   remove what can be made again"
+	@echo "make ablation   what every stage gained, three seeds, generated people and photographs (hours)"
 	@echo "make pretrain   the embedded weights again (hours; stopped and called again, it goes on)"
 
 # The Python of .venv where there is one, else $PYTHON, else the newest that starts; an old one is still called: it says what is missing.
@@ -48,6 +49,9 @@ lab: install
 
 docs: install
 	@"$(BIN)/python" -m posellm.app.docs
+
+ablation: install
+	@"$(BIN)/python" bench/ablation.py $(ARGS)
 
 bench: install
 	@"$(BIN)/python" bench/run.py

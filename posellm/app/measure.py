@@ -16,13 +16,15 @@ from ..pose.poses import Poses, concat
 
 # %% ../../nbs/app/03a_measure.ipynb #8fef7599
 def read_truth(
-    path, # COCO annotation file, or the folder of a data set
+    path, # annotation file of any known format, or the folder of a data set
     split='val', # of a folder
     skeleton=None, # for files that do not name their keypoints
 ) -> Poses: # without looking at images
     "The people to measure against."
-    if Path(path).is_file(): return Poses.from_coco(path, skeleton)
     from posellm.data.coco import load_data
+    if Path(path).is_file():
+        from posellm.data.formats import open_source
+        if len(parts := open_source(path).parts) == 1: return next(iter(parts.values())).read(skeleton)[0] # the file is meant, whatever split it calls itself
     return load_data(path, split, images=False, skeleton=skeleton)
 
 def measure_files(

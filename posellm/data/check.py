@@ -13,7 +13,8 @@ from ..core.errors import PoseError
 from ..core.files import read_json
 from ..core.log import Progress
 from .case import Case, build_case
-from .layout import find_layout, folders_above, locate_files
+from .formats import open_source
+from .layout import folders_above, locate_files
 from .alike import print_images
 from . import anatomy, conventions # their rules register themselves
 from .findings import Finding, Report
@@ -54,17 +55,25 @@ def _counts(case: Case) -> dict:
     return dict(file=case.file, images=len(case.table), annotations=len(case.anns), labelled=int((case.on.any(1) & ~case.crowd[case.rows]).sum()), keypoints=case.K,
                 visibility={v: int((case.kpts[..., 2] == v).sum()) for v in (0, 1, 2)})
 
-# %% ../../nbs/data/02_check.ipynb #777ab8d5
-def _cases(source, images) -> tuple:
+# %% ../../nbs/data/02_check.ipynb #13e61783
+def _as_coco(part, split, notes) -> dict:
+    "A COCO file as it is; any other format as its reader understands it, which is said."
+    if part.coco: return read_json(part.file, "a COCO annotation file")
+    poses, done = part.read(None); d = poses.to_coco()
+    notes += [f"{split}: {what} ({n})" for what, n in done.items()]
+    return d
+
+def _cases(source, images, notes) -> tuple:
     "The annotation files of a path (or the Poses) taken apart, and findings for those that cannot be."
     if isinstance(source, Poses):
         d = source.to_coco(); d["images"] = [dict(im) for im in source.images]
         return [build_case(d, source.file or "poses", "poses")], []
     cases, found = [], []
-    try: layout = find_layout(source)
+    try: parts = open_source(source).parts
     except PoseError as e: return [], [_unreadable(e, "", source)]
-    for split, (file, folder) in layout.items():
-        try: case = build_case(read_json(file, "a COCO annotation file"), file, split)
+    for split, part in parts.items():
+        file, folder = part.file, part.folder
+        try: case = build_case(_as_coco(part, split, notes), file, split)
         except PoseError as e: found.append(_unreadable(e, split, file)); continue
         if images:
             named = [im for im in case.table.values() if isinstance(im.get("file_name"), str) and im["file_name"]]
@@ -74,14 +83,14 @@ def _cases(source, images) -> tuple:
     return cases, found
 
 def check(
-    source, # data set folder, COCO json, or Poses
+    source, # data set folder or annotation file of any known format, or Poses
     images=True, # look at the image files too
     decode=False, # decode every image: finds damage in the middle of a file, takes longer
     alike=20_000, # look for nearly equal images in splits of at most so many; 0: never
 ) -> Report:
     "Everything that is wrong with a data set. Never raises for what is in the files."
-    cases, found = _cases(source, images)
-    report = Report(str(source) if not isinstance(source, Poses) else repr(source), findings=found, images=images)
+    notes = []; cases, found = _cases(source, images, notes)
+    report = Report(str(source) if not isinstance(source, Poses) else repr(source), findings=found, images=images, notes=notes)
     for n, case in enumerate(cases):
         report.splits[case.split] = _counts(case)
         if images: cases[n] = case = _look(case, decode, alike, report.notes)

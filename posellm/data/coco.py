@@ -19,7 +19,8 @@ from ..core.errors import PoseError
 from ..core.files import need_space, read_json, sha256, write_json
 from ..core.log import Progress, log
 from ..core.rng import rng
-from .layout import find_layout, folders_above, locate_images
+from .dialects import understand
+from .layout import folders_above, locate_images
 from .scan import Scan, look_at
 from ..pose.poses import Poses
 
@@ -85,23 +86,28 @@ def _areas_from_masks(d, done):
 # %% ../../nbs/data/01_coco.ipynb #ab3edc47
 def read_coco(
     file, # annotation file
-    skeleton=None, # name or Skeleton; None: from the file's category, else COCO-17 where people have 51 numbers
-) -> tuple: # Poses, {what was mended: how often}
-    "Read one COCO keypoint file; PoseError names the first fault that cannot be mended."
+    skeleton=None, # name or Skeleton; None: from the file's category, else from the number of keypoints
+) -> tuple: # Poses, {what was mended or understood in which way: how often}
+    "Read one COCO keypoint file of any dialect; PoseError names the first fault that cannot be mended."
     d = read_json(file, "a COCO annotation file")
     if isinstance(d, dict) and Path(file).name.startswith("image_info"): d = {"annotations": [], "categories": [], **d} # a list of images only
     if not isinstance(d, (dict, list)): raise PoseError("not a COCO annotation file", file=file, field="top level", found=f"a {type(d).__name__}", allowed="an object with images, annotations, categories", todo="export in COCO keypoint format")
     d, done = tidy(d)
-    anns, cats = (d[k] if isinstance(d, dict) and isinstance(d.get(k), list) else [] for k in ("annotations", "categories"))
-    if skeleton is None and not any(isinstance(c, dict) and isinstance(c.get("keypoints"), list) and c["keypoints"] for c in cats):
-        k = [len(a["keypoints"]) for a in anns[:50] if isinstance(a, dict) and isinstance(a.get("keypoints"), list)]
-        if set(k) == {51} or not anns: skeleton = "coco17"
-        if k and skeleton: done["no keypoint names in the file: COCO-17 assumed from 51 numbers"] = 1
-        if anns and not k: raise PoseError("the annotations have no keypoints", file=file, field="annotations: keypoints", found="boxes or masks only",
-                                           allowed="a list of x, y, v per keypoint", todo="use the person_keypoints file (a FiftyOne download keeps it in raw/)")
+    if isinstance(d, dict) and all(isinstance(d.get(k), list) for k in ("images", "annotations", "categories")):
+        d, skeleton = _understand(d, skeleton, file, done)
     poses = Poses.from_coco(d, skeleton, file=str(file))
     if n := done.get("areas taken from the segmentation"): poses = replace(poses, area_source=f"segmentation for {n} of {len(poses)}" + (f", {poses.area_source}" if poses.area_source != "annotation" else ""))
     return poses, done
+
+def _understand(d, skeleton, file, done):
+    "Ordinary COCO and its skeleton; boxes without any keypoints are refused with the reason."
+    has = any(isinstance(a, dict) and isinstance(a.get("keypoints"), list) and a["keypoints"] for a in d["annotations"])
+    named = any(isinstance(c, dict) and isinstance(c.get("keypoints"), list) and c["keypoints"] for c in d["categories"])
+    if d["annotations"] and not has and not named and skeleton is None:
+        raise PoseError("the annotations have no keypoints", file=file, field="annotations: keypoints", found="boxes or masks only", allowed="a list of x, y, v per keypoint", todo="use the person_keypoints file (a FiftyOne download keeps it in raw/)")
+    u = understand(d, skeleton if skeleton is not None or d["annotations"] or named else "coco17", file)
+    done.update(u.done)
+    return u.d, u.skeleton if u.skeleton is not None else skeleton
 
 # %% ../../nbs/data/01_coco.ipynb #4134a89f
 def _posed_images(poses: Poses) -> np.ndarray:
@@ -138,13 +144,13 @@ def limit_people(
         ids.append(i); left -= count.get(i, 0)
     return poses.take_images(ids)
 
-# %% ../../nbs/data/01_coco.ipynb #14d96f9e
-def _choose(layout, split, path):
-    "Annotation file, image folder and which side of a division (None: the whole file)."
-    if split in layout: return *layout[split], ("train" if split == "train" and "val" not in layout else None)
-    if split == "val" and "train" in layout: return *layout["train"], "val"
-    if split == "all" and len(layout) == 1: return *next(iter(layout.values())), None
-    raise PoseError("no such split", file=path, field="split", found=split, allowed=", ".join(layout) + (", val (a fifth of train)" if "train" in layout and "val" not in layout else ""),
+# %% ../../nbs/data/01_coco.ipynb #add334bb
+def _choose(parts, split, path):
+    "The part to read and which side of a division of it (None: all of it)."
+    if split in parts: return parts[split], ("train" if split == "train" and "val" not in parts else None)
+    if split == "val" and "train" in parts: return parts["train"], "val"
+    if split == "all" and len(parts) == 1: return next(iter(parts.values())), None
+    raise PoseError("no such split", file=path, field="split", found=split, allowed=", ".join(parts) + (", val (a fifth of train)" if "train" in parts and "val" not in parts else ""),
                     todo="choose one of these, or add its annotation file")
 
 def _usable_part(poses, limit, seed, file):
@@ -162,7 +168,7 @@ def _usable_part(poses, limit, seed, file):
 
 # %% ../../nbs/data/01_coco.ipynb #88a6f1ab
 def load_data(
-    path, # data set folder or COCO json
+    path, # data set folder or annotation file, in any format of data.formats
     split="train", # train, val, ... or all (of a set with one file)
     limit=None, # at most so many people with keypoints; images are kept whole
     seed=0, # of `limit`
@@ -171,8 +177,9 @@ def load_data(
 ) -> Poses: # every image record has an absolute `path`
     "Read one split of a data set. What was mended, skipped or divided goes to the log; PoseError when nothing usable remains."
     if limit is not None and (type(limit) is not int or limit < 1): raise PoseError("limit must be a whole number above 0", field="limit", found=limit, allowed="1, 2, ... or None for everything")
-    file, folder, side = _choose(find_layout(path), split, path)
-    poses, done = read_coco(file, skeleton)
+    from posellm.data.formats import open_source # knows all readers, this one too
+    part, side = _choose(open_source(path).parts, split, path); file, folder = part.file, part.folder
+    poses, done = part.read(skeleton)
     say = log("data")
     for what, n in done.items(): say.warning("%s: %s (%d)", file, what, n)
     if side:

@@ -186,7 +186,7 @@ PARTS = { # part -> joints
 TRUST = (('high', .8, 1), ('moderate', .5, .8), ('low', 0, .5)) # mean probability that a joint is right
 VISIBILITY = 'visible occluded outside'.split()
 CROP = { # name -> (unit, ((category, lo, hi, clause), ...))
-    'blur': ('ratio', (('blurred', None, .35, 'the picture of the person is blurred'), ('sharp', .6, None, 'the picture of the person is sharp'))),
+    'blur': ('ratio', (('blurred', None, .4, 'the picture of the person is blurred'), ('sharp', .6, None, 'the picture of the person is sharp'))),
     'size': ('px', (('small', None, 64, 'the person is small in the picture'), ('large', 160, None, 'the person is large in the picture'))),
     'cut': ('ratio', (('cut off', .12, None, 'a part of the person is outside the picture'), ('whole', None, .01, 'the whole person is inside the picture'))),
     'covered': ('ratio', (('covered', .25, None, 'somebody else overlaps the person'), ('free', None, .05, 'nobody else overlaps the person')))}

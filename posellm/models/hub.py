@@ -17,6 +17,7 @@ from pathlib import Path
 from ..core.errors import PoseError
 from ..core.files import atomic_path, read_json, write_atomic
 from ..core.log import log
+from ..core.paths import assets
 from .weights import find_weights, read_info, sniff
 
 # %% ../../nbs/models/22_hub.ipynb #c991ca39
@@ -83,6 +84,11 @@ def _metrics(rows) -> str:
         out.append(f"| {_cell(r.get('row'))} | {_cell(r.get('data'))}, {_cell(r.get('split'))} ({_cell(r.get('role'))}) | {r.get('n_people', '-')} | {_cell(r.get('boxes'))} | {n(r.get('ap'))} ({n(r.get('ap_lo'))} to {n(r.get('ap_hi'))}) | {n(r.get('ap50'))} | {n(r.get('ar'))} |")
     return '\n'.join(out)
 
+# %% ../../nbs/models/22_hub.ipynb #a0d985ef
+def _trained(meta) -> str: # one clause
+    t = meta.get('training') or {}
+    return f"optimizer {t.get('optimizer')}, batch {t.get('batch')}, seed {t.get('seed')}, {meta.get('step')} steps" if t else 'not recorded'
+
 def model_card(
     path, # weights: run, folder or file with its model.json
     stage:str=None, # of a run
@@ -91,53 +97,18 @@ def model_card(
     title:str=None,
 ) -> str: # markdown
     "The model card of a model of ours."
+    from jinja2 import Environment
+
     from posellm.models.zoo import entry
-    file = find_weights(path, stage); info = read_info(path, stage); s, meta = info['spec'], info.get('meta') or {}
-    e, rows = entry(s['name']), _measured(file)
+    file = find_weights(path, stage); info = read_info(path, stage); s = info['spec']; e, rows = entry(s['name']), _measured(file)
     cfg = file.parent.parent/'config.json'
     cfg = read_json(cfg, 'the settings of the run') if cfg.is_file() else {}
     names = sorted({_cell(r['data']) for r in rows if r.get('data')}) or ([_cell(cfg['data'])] if 'data' in cfg else [])
     keypoints = s['skeleton'] if isinstance(s['skeleton'], str) else f"{s['skeleton']['name']}, {len(s['skeleton']['keypoints'])} keypoints"
-    h, w = s['input_hw']
     family = f'The published weights of this family are under {e.licence}. If training began with them, that licence holds for these too.\n' if e.licence else ''
-    t = meta.get('training') or {}
-    trained = f"optimizer {t.get('optimizer')}, batch {t.get('batch')}, seed {t.get('seed')}, {meta.get('step')} steps" if t else 'not recorded'
-    return f"""---
-license: {licence}
-library_name: posellm
-pipeline_tag: keypoint-detection
-tags: [pose-estimation, keypoints, posellm]
----
-# {_cell(title or s['name'])}
-
-{e.about}, {info['params']:,} parameters, for 2D human pose estimation: the box of a person in, keypoints out.
-
-```python
-from posellm.app.estimator import Estimator
-print(Estimator("hub:OWNER/NAME")("photo.jpg"))
-```
-
-## Input and output
-{h}x{w} pixels (rows x columns), {s['channels'].upper()}, mean {s['mean']}, standard deviation {s['std']}, box padding {s['padding']}, {s['family']} warp. Output: {s['codec']['kind']} of {s['heatmap_hw'][0]}x{s['heatmap_hw'][1]}. Keypoints: {keypoints}.
-
-## Data
-{data or ('Data of the run: ' + ', '.join(names) + '.' if names else 'Not stated.')}
-
-## Training
-Preset: {_cell(cfg.get('gpu', 'not recorded'))}. Stage: {file.parent.name}. Settings: {trained}. All of them are in model.json.
-
-## Measurements
-{_metrics(rows)}
-
-Intervals are bootstrapped over images. They say nothing about pictures of another kind than those measured.
-
-## Licence
-{licence}{' (see below)' if licence == 'other' else ''}. {'Whoever published this card did not choose a licence: ask before use. ' if licence == 'other' else ''}
-{family}The photographs of training data sets have licences of their own.
-
-## Limits
-The network was made for people in upright boxes. It does not know whether a box holds a person, it guesses hidden joints, and its confidences are heights of maps, not probabilities, unless they were calibrated.
-"""
+    text = (assets()/'templates'/'model_card.md').read_text(encoding='utf8'); h, w = s['input_hw']
+    return Environment(keep_trailing_newline=True).from_string(text).render(licence=licence, title=_cell(title or s['name']), about=e.about, params=f"{info['params']:,}", h=h, w=w, s=s, keypoints=keypoints,
+        data=data or ('Data of the run: ' + ', '.join(names) + '.' if names else 'Not stated.'), preset=_cell(cfg.get('gpu', 'not recorded')), stage=file.parent.name, trained=_trained(info.get('meta') or {}), metrics=_metrics(rows), family=family)
 
 # %% ../../nbs/models/22_hub.ipynb #614fba45
 def pack(path, folder, stage:str=None, **card) -> Path: # the folder

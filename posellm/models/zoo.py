@@ -160,11 +160,11 @@ def create_model(
     new_head:bool=False, # take only the trunk from `weights`
 ): # PoseNet with `.spec`; called on (B,3,h,w) it gives (B,K,H,W)
     "Build a network by name."
-    from posellm.models.weights import load_weights, named_size, stored_spec # it builds networks too
+    from posellm.models.weights import embedded, load_weights, named_size, stored_spec # it builds networks too
     e, skeleton = entry(name), get_skeleton(skeleton)
     if isinstance(weights, str) and weights == 'auto':
         from posellm.models.hub import published # fetched at first use
-        if (weights := published(name)) is None: raise no_trained(name)
+        if (weights := embedded(name) or published(name)) is None: raise no_trained(name)
     path = None if weights is None or weights == 'imagenet' else weights
     own = stored_spec(path) if path is not None else None
     same = own is not None and own.name == e.name # if not, load_weights refuses them

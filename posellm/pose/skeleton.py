@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['mirrored_name', 'flip_permutation', 'Skeleton', 'make_skeleton', 'read_skeleton', 'list_skeletons', 'get_skeleton',
-           'skeleton_from_category']
+           'plain_name', 'skeleton_from_category']
 
 # %% ../../nbs/pose/00_skeleton.ipynb #f461e447
 import re
@@ -102,7 +102,7 @@ def read_skeleton(file) -> Skeleton:
     "Read a skeleton file."
     d = read_json(file, 'a skeleton file')
     if d.get('schema') != 1: raise PoseError('unknown schema version', file=file, field='schema', found=d.get('schema'), allowed=1)
-    if bad := set(d) - {'schema', 'name', 'keypoints', 'edges', 'sigmas', 'flip_pairs', 'source', 'aliases'}: raise PoseError('unknown field', file=file, field=sorted(bad)[0])
+    if bad := set(d) - {'schema', 'name', 'keypoints', 'edges', 'sigmas', 'flip_pairs', 'source', 'aliases', 'written_as'}: raise PoseError('unknown field', file=file, field=sorted(bad)[0])
     return make_skeleton(d['name'], d['keypoints'], d.get('edges') or (), d.get('sigmas'), d.get('flip_pairs'), d.get('source', ''), file)
 
 # %% ../../nbs/pose/00_skeleton.ipynb #386f0fef
@@ -122,6 +122,19 @@ def get_skeleton(skeleton='coco17') -> Skeleton: # name, file or Skeleton
     "The skeleton of that name, from that file, or itself."
     return skeleton if isinstance(skeleton, Skeleton) else _by_name(str(skeleton))
 
+# %% ../../nbs/pose/00_skeleton.ipynb #45114815
+def plain_name(name:str) -> str: # 'Left Shoulder' and 'left-shoulder' as 'left_shoulder'
+    "A keypoint's name, however it is spelled."
+    return re.sub(r'[\s_\-]+', '_', str(name).strip().lower())
+
+@lru_cache
+def _by_keypoints() -> dict:
+    "Keypoint names -> convention; `written_as` of a skeleton file holds other lists that data sets are known to write for the same keypoints."
+    out = {}
+    for n in list_skeletons():
+        for names in (get_skeleton(n).keypoints, *read_json(assets()/'skeletons'/f'{n}.json').get('written_as', ())): out.setdefault(tuple(map(plain_name, names)), n)
+    return out
+
 # %% ../../nbs/pose/00_skeleton.ipynb #04873a2b
 def skeleton_from_category(
     category:dict, # COCO category with `keypoints` (names) and perhaps `skeleton` (1-based index pairs)
@@ -130,8 +143,7 @@ def skeleton_from_category(
     "Skeleton of a COCO category."
     names = [str(n).strip() for n in category['keypoints']] if isinstance(category.get('keypoints'), (list, tuple)) else []
     if not names: raise PoseError('the category has no keypoint names', file=file, field='categories: keypoints', todo="give the skeleton by name, e.g. skeleton='coco17'")
-    for n in list_skeletons():
-        if [k.lower() for k in get_skeleton(n).keypoints] == [k.lower() for k in names]: return get_skeleton(n)
+    if known := _by_keypoints().get(tuple(map(plain_name, names))): return get_skeleton(known)
     pairs = [e for e in category.get('skeleton') or () if isinstance(e, (list, tuple)) and len(e) == 2 and all(type(i) is int for i in e)] if isinstance(category.get('skeleton'), (list, tuple)) else [] # edges are for drawing only: a broken one is left out
     edges = [(names[a-1], names[b-1]) for a, b in pairs if 1 <= min(a, b) and max(a, b) <= len(names)]
     return make_skeleton(str(category.get('name', 'custom')), names, edges, file=file)

@@ -16,7 +16,6 @@ from ..core.paths import data_root
 from ..core.rng import is_test
 from ..core.run import Run
 from ..data.guard import image_name
-from ..data.layout import find_layout
 from ..pose.poses import Poses
 
 # %% ../../nbs/00_data.ipynb #8fc8833e
@@ -59,11 +58,12 @@ def open_data(
 ): # ({split: Poses}, name for the table)
     "Train, val and, where there are enough people, calib part of a data set."
     from posellm.data.coco import load_data
+    from posellm.data.formats import open_source
     if data == 'synth': folder, name = synth_folder(cfg.n_train, cfg.n_val, cfg.n_unlabeled, cfg.n_calib), 'synth-v1'
     else: folder, name = Path(data).expanduser(), Path(data).expanduser().absolute().name
     parts = {s: load_data(folder, s, limit=limit or None, seed=seed) for s in ('train', 'val')}
     if calib in ('train', 'val'): raise PoseError('these people are trained on or reported already', file=folder, field='calib', found=calib, allowed='another split of the set, or nothing', todo='leave calib empty: a tenth of train is set aside')
-    if third := calib or 'calib'*('calib' in find_layout(folder)): parts['calib'] = load_data(folder, third, limit=limit or None, seed=seed)
+    if third := calib or 'calib'*('calib' in open_source(folder).parts): parts['calib'] = load_data(folder, third, limit=limit or None, seed=seed)
     else: parts['train'], *some = carve(parts['train'], seed); parts.update(zip(('calib',), some))
     for s, p in parts.items():
         if not (p.num_keypoints > 0).any():
