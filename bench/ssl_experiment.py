@@ -138,7 +138,7 @@ def main():
     p.add_argument('--hw', type=int, nargs=2, default=(128, 96)); p.add_argument('--jobs', nargs='+', default=['supervised', 'multiaugs', 'supervised@compute']); p.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2]); p.add_argument('--over', default='{}', help='JSON: fields of SemiConfig')
     a = p.parse_args(); setup_log()
     parts = generated(a.labelled, a.unlabelled, a.hidden, a.val, a.folder) if a.data == 'synth' else photographs(a.data, a.labelled)
-    counts = [len(posed(parts[0])), len(parts[1]), len(posed(parts[2])), len(posed(parts[3]))]; print('people:', counts); records = []
+    counts = [len(posed(parts[0])), len(parts[1]), len(posed(parts[2])), len(posed(parts[3]))]; print('people:', counts, flush=True); records = []
     for seed in a.seeds:
         for name in a.jobs:
             done = Path(a.work)/f'{name}-{seed}'/'record.json'

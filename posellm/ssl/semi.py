@@ -59,7 +59,7 @@ class Semi(Fit):
         cfg = replace(cfg, easy=fitting_augment(cfg.easy, model.spec), unlabelled=fingerprint(unlabelled) if cfg.paths else '')
         super().__init__(model, train, val, cfg, run_dir, read, **kw); keep = dict(read=read, cache=cfg.cache, workers=max(1, cfg.workers))
         store = crops_for(unlabelled, model.spec, cfg.margin, **keep) if cfg.paths else None
-        self.feed = SemiFeed(self.feed, store, self.cfg); self.yardstick, self.checks, self.audits = dict(yardstick or {}), {}, {}
+        self.feed = SemiFeed(self.feed, store, self.cfg); self.yardstick, self.checks, self.audits, self.row_poses = dict(yardstick or {}), {}, {}, []
         if cfg.teacher == 'start': self.first = {k: v.detach().clone() for k, v in model.state_dict().items()}
         self.shard = None # the hidden people as the training sees people, cut when the first audit is due
         if val is not None and cfg.paths and len(val) < ENOUGH: log('ssl').warning(f'the hidden shard has {len(val)} people: below {ENOUGH} only large drops are noticed (the smallest is in the history as "detectable")')
@@ -112,6 +112,7 @@ def validate(self:Semi, flip:bool, on=None) -> tuple: # as Fit's; `on` names peo
         best = int(both[1][0]['ap'] > both[0][0]['ap']); self.model.active = best; d, pred = both[best]
         d = dict(d, ap_a=both[0][0]['ap'], ap_b=both[1][0]['ap'])
     if on is None: self.checks[self.step] = pred
+    else: self.row_poses.append(pred)
     return d, pred
 
 Semi.validate = validate

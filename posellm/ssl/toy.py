@@ -25,12 +25,12 @@ def dot_people(
     shift:float=0., # of the colours: 0 is the home domain
     spread:float=4., # of a joint about its usual place, pixels
 ) -> Poses:
-    "People in pictures of 72x60; pictures are drawn when they are read, by `draw_dots`."
+    "People in pictures of 72x60, drawn when they are read, by `draw_dots`; their area is said to be larger than it is, since maps of 16x12 cannot tell eyes more closely."
     images, people = [], []
     for i in range(n):
         g = rng(seed, 'dots', i); xy = np.array([(12 + 12*(k % 4), 10 + 13*(k//4)) for k in range(17)]) + g.uniform(-spread, spread, (17, 2)) + g.uniform(-3, 3, 2)
         images.append(dict(id=i, file_name=f'{i}.png', width=60, height=72, discs=xy, shift=shift))
-        people.append(dict(id=i + 1, image_id=i, category_id=1, keypoints=np.c_[xy, np.full(17, 2)].ravel().tolist(), num_keypoints=17, bbox=[0, 0, 60, 72], area=2500., iscrowd=0))
+        people.append(dict(id=i + 1, image_id=i, category_id=1, keypoints=np.c_[xy, np.full(17, 2)].ravel().tolist(), num_keypoints=17, bbox=[0, 0, 60, 72], area=10_000., iscrowd=0))
     return Poses.from_coco(dict(images=images, annotations=people, categories=[dict(id=1, name='person')]), skeleton='coco17')
 
 _colours = np.array([80 + rng(1, 'colours', k).integers(0, 175, 3) for k in range(17)], float)
