@@ -8,7 +8,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow fuzz lab docs bench ablation pretrain clean
+.PHONY: help install demo test test-slow fuzz lab docs bench ablation pretrain prior clean
 
 help:
 	@echo "make demo       train, evaluate and draw a pose model on generated people (about ten minutes on 2 CPU cores)"
@@ -18,6 +18,7 @@ help:
 	@echo "make docs       the notebooks as a site   make bench   measurements    make clean   remove what can be made again"
 	@echo "make ablation   what every stage gained, three seeds, generated people and photographs (hours)"
 	@echo "make pretrain   the embedded weights again (hours; stopped and called again, it goes on)"
+	@echo "make prior      the embedded pose prior again (minutes)"
 
 # The Python of .venv where there is one, else $PYTHON, else the newest that starts; an old one is still called: it says what is missing.
 install:
@@ -59,6 +60,9 @@ bench: install
 # ARGS='--steps 30000 --workers 1 --judge PATH/coco_subset'
 pretrain: install
 	@"$(BIN)/python" -m posellm.train.pretrain $(ARGS)
+
+prior: install
+	@"$(BIN)/python" tools/train_prior.py $(ARGS)
 
 clean:
 	@rm -rf _proc _docs build dist posellm.egg-info .pytest_cache .ruff_cache .hypothesis out*.ipynb

@@ -21,6 +21,6 @@ setup(
     packages=find_namespace_packages(include=[lib, f"{lib}.*"]), include_package_data=True,
     package_data={lib: ['assets/*', 'assets/**/*']},
     install_requires=words('requirements'),
-    extras_require={'dev': words('dev_requirements') + words('docs_requirements') + words('models_requirements'), 'docs': words('docs_requirements'), 'models': words('models_requirements')},
+    extras_require={'dev': words('dev_requirements') + words('docs_requirements') + words('models_requirements') + words('formats_requirements'), 'docs': words('docs_requirements'), 'models': words('models_requirements'), 'formats': words('formats_requirements')},
     entry_points={'console_scripts': s['console_scripts'].split(), 'nbdev': [f'{lib}={lib}._modidx:d']},
 )

@@ -173,7 +173,7 @@ NAMES = ('nose left_eye right_eye left_ear right_ear left_shoulder right_shoulde
 
 
 def person(i, image, shift=0.):
-    xy = [(40 + 9 * (j % 5) + 30 * (i % 3) + shift, 30 + 9 * j + shift) for j in range(17)]
+    xy = [(40 + 9 * (4 - j % 5) + 30 * (i % 3) + shift, 30 + 9 * j + shift) for j in range(17)]
     return dict(id=i, image_id=image, category_id=1, iscrowd=0, bbox=[30 + 30 * (i % 3), 25, 70, 165], area=7000., num_keypoints=17, keypoints=[v for x, y in xy for v in (x, y, 2)])
 
 

@@ -1,4 +1,4 @@
-"""What `make demo` runs: chapters 00, 01 and 06 on generated people, then what came of it in a few lines. Extra arguments go to `posellm run`."""
+"""What `make demo` runs: all chapters on generated people, then what came of it in a few lines. Extra arguments go to `posellm run`."""
 import csv
 import subprocess
 import sys
@@ -11,8 +11,10 @@ NAME = 'demo'
 def number(text): return float(text) if text not in ('', None) else float('nan')
 
 
-def stage1_rows(table):
-    with open(table, newline='', encoding='utf8') as f: return [r for r in csv.DictReader(f) if 'stage1' in r['stage'] or r['stage'] in ('1', '01')]
+def last_rows(table):
+    """Of every stage, its last row on held-out people."""
+    with open(table, newline='', encoding='utf8') as f: rows = [r for r in csv.DictReader(f) if r['role'] == 'heldout']
+    return list({r['stage']: r for r in rows}.values())
 
 
 def cpu_name():
@@ -23,18 +25,16 @@ def cpu_name():
 
 
 def summary(folder):
-    """The lines a newcomer should see: AP with its interval for each held-out row of stage 1, and where the report is."""
+    """The lines a newcomer should see: AP with its interval for each stage, and the machine."""
     out = []
-    for r in stage1_rows(folder / 'table.csv'):
-        if r['role'] != 'heldout': continue
-        out.append(f"stage 1, {r['row']}: AP {number(r['ap']):.3f} [{number(r['ap_lo']):.3f}, {number(r['ap_hi']):.3f}] on {r['n_people']} held-out people "
+    for r in last_rows(folder / 'table.csv'):
+        out.append(f"{r['stage']:22} {r['row']:18} AP {number(r['ap']):.3f} [{number(r['ap_lo']):.3f}, {number(r['ap_hi']):.3f}] on {r['n_people']} held-out people "
                    f"in {r['n_images']} images of {r['data']} (OKS .50:.95, {r['boxes']} boxes)")
     return out + [f'processor: {cpu_name()}']
 
 
 def main():
-    code = subprocess.call([sys.executable, '-m', 'posellm.app.cli', 'run', '--gpu', 'cpu', '--data', 'synth', '--name', NAME,
-                            '--chapters', '00,01,06', '--resume', *sys.argv[1:]], cwd=ROOT)
+    code = subprocess.call([sys.executable, '-m', 'posellm.app.cli', 'run', '--gpu', 'cpu', '--data', 'synth', '--name', NAME, '--resume', *sys.argv[1:]], cwd=ROOT)
     if code: return code
     folder = ROOT / 'runs' / NAME
     print()
@@ -42,8 +42,10 @@ def main():
     else: print(f'no {folder / "table.csv"} was written')
     scripts = Path(sys.executable).parent
     activate = f'source {scripts / "activate"}' if sys.platform != 'win32' else str(scripts / 'activate')
-    print(f'report, to open in a browser: {folder / "report.html"}')
-    print(f'to work in this environment:  {activate}')
+    print(f'report, to open in a browser:  {folder / "report.html"}')
+    gallery = folder / '05_postprocess_llm' / 'gallery' / 'gallery.html'
+    if gallery.exists(): print(f'gallery of people in words:    {gallery}')
+    print(f'to work in this environment:   {activate}')
     return 0
 
 

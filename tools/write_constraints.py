@@ -39,7 +39,7 @@ def closure(wanted):
 def main():
     cfg = ConfigParser(delimiters=['='])
     cfg.read(ROOT / 'settings.ini', encoding='utf8')
-    names = [n for k in ('requirements', 'dev_requirements', 'docs_requirements', 'models_requirements') for n in cfg['DEFAULT'][k].split()]
+    names = [n for k in ('requirements', 'dev_requirements', 'docs_requirements', 'models_requirements', 'formats_requirements') for n in cfg['DEFAULT'][k].split()]
     found = closure(names)
     (ROOT / 'constraints.txt').write_text(HEAD + ''.join(f'{n}=={v}\n' for n, v in sorted(found.items())), encoding='utf8')
     print(f'constraints.txt: {len(found)} packages')

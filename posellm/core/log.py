@@ -53,8 +53,12 @@ class Progress:
         out=None, # default: stderr
     ):
         self.total, self.what, self.unit, self.every, self.out = total, what, unit, every, out or sys.stderr
-        self.n, self.start, self.last, self.width = 0, time.monotonic(), 0., 0
+        self.n, self.first, self.start, self.last, self.width = 0, 0, time.monotonic(), 0., 0
         self.tty = getattr(self.out, 'isatty', lambda: False)()
+
+    def begin(self, n:int):
+        "So many steps were done by an earlier run; they do not count for the rate."
+        self.n = self.first = n
 
     def step(self, n:int=1, **fields):
         "Advance by `n` and show `fields`."
@@ -64,7 +68,7 @@ class Progress:
 
     def line(self, **fields) -> str:
         "The line as it would be shown."
-        t = time.monotonic() - self.start; rate = self.n/t if t > 0 else 0.
+        t = time.monotonic() - self.start; rate = (self.n - self.first)/t if t > 0 else 0.
         left = f', {clock((self.total - self.n)/rate)} left' if self.total and rate and self.n < self.total else ''
         n = f'{self.n}/{self.total}' if self.total else f'{self.n}'
         return ' '.join([f'{self.what}: {n} {self.unit}, {rate:.3g} {self.unit}/s{left}', *(f'| {k} {_show(v)}' for k, v in fields.items())])

@@ -43,6 +43,7 @@ def perceptual_hash(
     t = cv2.resize(x, (16, 16), interpolation=cv2.INTER_AREA); t = t - t.mean(); n = np.linalg.norm(t)
     return _pack(c > np.median(c)), _pack(m > np.median(m)), t/n if n > 16*2 else np.zeros_like(t) # a spread below two grey levels: nothing to recognise
 
+# %% ../../nbs/data/01e_alike.ipynb #d60df443
 def read_small(path, max_pixels=MAX_PIXELS):
     "A grey copy for hashing, decoded at a quarter of the size where the format allows it; None where it cannot be read."
     try: check_pixels(read_header(path), max_pixels, path)

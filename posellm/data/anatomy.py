@@ -143,6 +143,7 @@ def axes_exchanged(case):
     said = [v for v in votes if v[0] > .3 and v[1] > .7]
     return Hits(int(there.sum()), [v[2] for v in said], [case.anns[i].get("id") for i in case.rows[there][:1000].tolist()], "annotation") if said else Hits()
 
+# %% ../../nbs/data/01c_anatomy.ipynb #585fab18
 _bones = dict(shoulder_elbow=1., elbow_wrist=.9, hip_knee=1.45, knee_ankle=1.4, shoulder_hip=1.75, shoulder_shoulder=1.25, hip_hip=.85, nose_shoulder=1.1, ear_ear=.55, eye_eye=.25) # relative to an upper arm
 
 def limb_excess(

@@ -78,6 +78,7 @@ def declared_flip(
     if sorted(map(repr, v)) != sorted(map(repr, range(K))): return None, f"{key} is no arrangement of 0 to {K-1}: {v[:8]}"
     return (v, None) if all(v[v[i]] == i for i in range(K)) else (None, f"{key} applied twice does not give the same again: {v[:8]}")
 
+# %% ../../nbs/data/01d_conventions.ipynb #8b2381f1
 @rule("flip-map", "error", "The mirror map is wrong: mirrored training images get the labels of other joints, and nothing crashes.", "A mirror map holds for each keypoint the number of its partner; applied twice it changes nothing. It follows from the names: leave it out.")
 def flip_map(case):
     out = []
@@ -100,6 +101,7 @@ def edges(case):
         if bad: out.append(f"{len(bad)} of {len(e) if isinstance(e, list) else 1} bones, first {str(bad[0])[:30]}" + (" (counted from 0?)" if any(isinstance(p, list) and 0 in p for p in bad) else ""))
     return hits(out, str)
 
+# %% ../../nbs/data/01d_conventions.ipynb #09420155
 @rule("file-name", "warning", "Absolute names, backslashes and '..' lead nowhere on another machine.", "Write names relative to the image folder, with forward slashes.")
 def file_name(case):
     bad = [im for im in case.table.values() if isinstance(im.get("file_name"), str) and re.search(r"^/|^[A-Za-z]:|\\|(^|/)\.\.(/|$)", im["file_name"])]
@@ -151,4 +153,6 @@ def near_twins(case, close=.04) -> list: # [(i, j)] annotation indices
 @rule("person-near-twice", "warning", "Two annotations nearly coincide: one person labelled twice. One of the two can never be matched, and both teach.", "Keep the better one.")
 def person_near_twice(case):
     pairs = near_twins(case) if len(case.kpts) else []
-    return hits(pairs, lambda p: f"{case.where(p[0])} and {case.anns[p[1]].get('id')!r} nearly coincide", lambda p: case.anns[p[1]].get("id"), "annotation")
+    h = hits(pairs, lambda p: f"{case.where(p[0])} and {case.anns[p[1]].get('id')!r} nearly coincide", of="annotation")
+    h.ids = [case.anns[i].get("id") for p in pairs[:500] for i in p] # both, to be seen side by side
+    return h

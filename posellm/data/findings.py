@@ -27,6 +27,7 @@ class Finding:
     ids: list = field(default_factory=list) # annotation or image ids, up to 1000
     of: str = "image" # what `ids` are: image or annotation
 
+# %% ../../nbs/data/01f_findings.ipynb #3a85f3f9
 @dataclass
 class Report:
     "What `check` found."

@@ -45,7 +45,9 @@ def exif_turned(case): return hits(case.scan.turned if case.scan else [], lambda
 def near_same(case):
     if case.prints is None: return Hits()
     pairs = find_alike(case.prints); rec = case.prints.index
-    return hits(pairs, lambda p: f"{rec[p[0]]['file_name']} and {rec[p[1]]['file_name']}: {p[2]}", lambda p: rec[p[1]]["id"])
+    h = hits(pairs, lambda p: f"{rec[p[0]]['file_name']} and {rec[p[1]]['file_name']}: {p[2]}")
+    h.ids = [rec[i]["id"] for p in pairs[:500] for i in p[:2]] # both, to be seen side by side
+    return h
 
 # %% ../../nbs/data/01g_pictures.ipynb #04b795e4
 def _near(a, b, known) -> list:

@@ -229,15 +229,17 @@ def box_zero(case):
     return people(case, (b == 0).any(1) & ~(b < 0).any(1), lambda i: f"bbox {case.anns[i]['bbox']}")
 
 def _looks_xyxy(case) -> np.ndarray:
-    "Boxes that only make sense as corners, when nearly all of the set may be read so."
+    "Boxes that only make sense as corners, when nearly all of the set may be read so: as width and height they leave the image, or as corners they hold the keypoints."
     b, wh = case.bbox, case.size
-    known = np.isfinite(b).all(1) & np.isfinite(wh).all(1) & ~case.crowd
-    as_xyxy = (b[:, 2:] > b[:, :2]).all(1) & (b[:, 2:] <= wh + 1).all(1)
-    leaves = (b[:, :2] + b[:, 2:] > wh*1.01 + 1).any(1)
-    return known & leaves if known.sum() >= 3 and as_xyxy[known].mean() > .95 and leaves[known].mean() > .3 else np.zeros(len(b), bool)
+    known = np.isfinite(b).all(1) & ~case.crowd; as_xyxy = (b[:, 2:] > b[:, :2]).all(1) & ((b[:, 2:] <= wh + 1) | np.isnan(wh)).all(1)
+    if known.sum() < 3 or as_xyxy[known].mean() <= .95: return np.zeros(len(b), bool)
+    leaves = known & (b[:, :2] + b[:, 2:] > wh*1.01 + 1).any(1)
+    c = b[case.rows][:, None]; xy, on = case.kpts[..., :2], case.on & known[case.rows][:, None]
+    held = (on & (xy >= c[..., :2] - 3).all(-1) & (xy <= c[..., 2:] + 3).all(-1)).sum()/max(on.sum(), 1)
+    return known if held > .95 and on.sum() >= 20 else leaves if leaves.sum() > .3*known.sum() else np.zeros(len(b), bool)
 
 @rule("box-xyxy", "error", "The boxes look like two corners [x1, y1, x2, y2]: read as width and height they are far too large and every crop is wrong.", "Write [x1, y1, x2 - x1, y2 - y1].")
-def box_xyxy(case): return people(case, _looks_xyxy(case), lambda i: f"bbox {case.anns[i]['bbox']} leaves its image of {case.size[i, 0]:g} x {case.size[i, 1]:g}")
+def box_xyxy(case): return people(case, _looks_xyxy(case), lambda i: f"bbox {case.anns[i]['bbox']} in an image of {case.size[i, 0]:g} x {case.size[i, 1]:g}")
 
 @rule("box-outside", "info", "A box that reaches outside its image is fine for cropping, but some tools refuse it.", "Clip the boxes if another tool needs it.")
 def box_outside(case):

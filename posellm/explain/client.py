@@ -134,6 +134,7 @@ def _format(kind, schema):
 def _about_format(e): # was the form of the answer refused? Some servers call that a failure of their own
     return 'response_format' in str(e) or isinstance(e, Gone) and str(e)[:3] in ('400', '415', '422', '501')
 
+# %% ../../nbs/explain/10_client.ipynb #cbf84940
 @dataclass
 class ServerModel:
     "`ServerModel('http://localhost:11434/v1', 'qwen2.5:3b')(messages)`"
@@ -156,23 +157,25 @@ class ServerModel:
     @property
     def name(self) -> str: return f'{self.model} at {urlsplit(self.url).netloc}'
 
-    def _ask(self, messages, schema, left):
-        body = dict(model=self.model, messages=messages, max_tokens=self.max_tokens, temperature=0, stream=False, **self.options)
-        try: return post_json(f'{self.url}/chat/completions', dict(body, **_format(self._kind if schema else 'text', schema)), find_key(self.url, self.key_env), left, self.most)
-        except (Drop, Gone) as e:
-            if not schema or self._kind == 'text' or not _about_format(e): raise
-            self._kind = _formats[_formats.index(self._kind) + 1]
-            raise Drop(f'{e}; asked for {self._kind} next') from None
+# %% ../../nbs/explain/10_client.ipynb #1a140067
+def _ask(self:ServerModel, messages, schema, left): # once
+    body = dict(model=self.model, messages=messages, max_tokens=self.max_tokens, temperature=0, stream=False, **self.options)
+    try: return post_json(f'{self.url}/chat/completions', dict(body, **_format(self._kind if schema else 'text', schema)), find_key(self.url, self.key_env), left, self.most)
+    except (Drop, Gone) as e:
+        if not schema or self._kind == 'text' or not _about_format(e): raise
+        self._kind = _formats[_formats.index(self._kind) + 1]
+        raise Drop(f'{e}; asked for {self._kind} next') from None
 
-    def __call__(self, messages:list, schema:dict=None) -> Answer: # schema: JSON schema of the answer
-        "Ask, repeatedly where that may help. `Gone` when no answer came."
-        start, asked, drops = time.monotonic(), sum(len(str(m.get('content'))) for m in messages), 0
-        for n in range(1, self.retries + 5): # three of them may be spent on learning what the server understands
-            was = self._kind
-            try: a = read_answer(self._ask(messages, schema, max(.05, self.timeout - (time.monotonic() - start))), asked); a.seconds, a.tries = time.monotonic() - start, n; return a
-            except Drop as e:
-                why, wait = e, max(e.wait, self.pause*2**drops); drops += self._kind == was
-                if drops > self.retries or time.monotonic() - start + wait*(self._kind == was) > self.timeout: break
-                if self._kind == was: time.sleep(wait)
-        gone = Gone(f'{why} ({n} attempt{"s"*(n > 1)}, {time.monotonic() - start:.1f} s)'); gone.unreachable = getattr(why, 'unreachable', False)
-        raise gone
+def _answer(self:ServerModel, messages:list, schema:dict=None) -> Answer: # schema: JSON schema of the answer
+    "Ask, repeatedly where that may help. `Gone` when no answer came."
+    start, asked, drops = time.monotonic(), sum(len(str(m.get('content'))) for m in messages), 0
+    for n in range(1, self.retries + 5): # three of them may be spent on learning what the server understands
+        was = self._kind
+        try: a = read_answer(_ask(self, messages, schema, max(.05, self.timeout - (time.monotonic() - start))), asked); a.seconds, a.tries = time.monotonic() - start, n; return a
+        except Drop as e:
+            why, wait = e, max(e.wait, self.pause*2**drops); drops += self._kind == was
+            if drops > self.retries or time.monotonic() - start + wait*(self._kind == was) > self.timeout: break
+            if self._kind == was: time.sleep(wait)
+    raise Gone(f'{why} ({n} attempt{"s"*(n > 1)}, {time.monotonic() - start:.1f} s)')
+
+ServerModel.__call__ = _answer

@@ -177,7 +177,7 @@ def lowest_threshold(p, y, precision:float, least:float=.6, few:int=60) -> float
 
 def fit_facts(
     truth:Poses, pred:Poses, # people neither trained on nor reported
-    precision:float=.975, true=None, # (N,C) what holds of the true people, 1, 0, -1; None: as their labels say
+    precision:float=.985, true=None, # (N,C) what holds of the true people, 1, 0, -1; None: as their labels say
     name:str='',
 ) -> Meaning:
     "Learn what an estimator's confidences mean for facts."

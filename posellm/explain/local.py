@@ -28,6 +28,7 @@ def _place(source): # arguments of from_pretrained: where, and the GGUF file in 
     if not p.is_dir() and (str(source).startswith(('.', '/', '~')) or str(source).count('/') > 1): raise PoseError('there is no such folder', file=p, allowed='a name of the hub, a folder, a .gguf file', todo='check the path')
     return str(p) if p.is_dir() else str(source), {}
 
+# %% ../../nbs/explain/11_local.ipynb #7b4a6e7e
 class LocalModel:
     "`LocalModel('HuggingFaceTB/SmolLM2-360M-Instruct')(messages)`"
     workers = 1

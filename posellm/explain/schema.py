@@ -9,7 +9,7 @@ __all__ = ['KINDS', 'LEAST', 'COCO', 'MIDDLES', 'TRUNK', 'LIMBS', 'BENDS', 'POIN
            'category', 'compare', 'mirrored_key', 'mirrored']
 
 # %% ../../nbs/explain/00_schema.ipynb #0ea99f85
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 # %% ../../nbs/explain/00_schema.ipynb #742a53ea

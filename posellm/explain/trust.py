@@ -6,7 +6,7 @@
 __all__ = ['Trust', 'fit_trust', 'trust_in_labels']
 
 # %% ../../nbs/explain/02_trust.ipynb #9c2448c4
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 

@@ -8,8 +8,6 @@ __all__ = ['ARM_RULES', 'LEG_RULES', 'Sentence', 'Text', 'write']
 # %% ../../nbs/explain/07_writer.ipynb #c79ed9e9
 from dataclasses import dataclass
 
-from .schema import CATEGORIES, category
-
 # %% ../../nbs/explain/07_writer.ipynb #52106c89
 @dataclass(frozen=True)
 class Sentence:
@@ -143,7 +141,7 @@ def _sure(F): # confidence by part, with measured reasons
     return [Sentence(_cap(text + (f'; {_join(_WHY[w] for w in why)}' if why else '')), tuple(f.id for f in parts) + tuple(why))]
 
 def _hidden(F): # joints that are there and covered
-    ids = [i for i in F if i.endswith('.visibility:occluded')]; names = ['the ' + i.split('.')[0].replace('_', ' ') for i in ids]
+    ids = sorted(i for i in F if i.endswith('.visibility:occluded') and i.split('.')[0].split('_')[-1] in ('elbow', 'wrist', 'knee', 'ankle')); names = ['the ' + i.split('.')[0].replace('_', ' ') for i in ids]
     if not 0 < len(names) <= 4: return []
     return [Sentence(_cap(f'{_join(names)} {"is" if len(names) == 1 else "are"} hidden from view'), tuple(ids))]
 
@@ -157,6 +155,7 @@ def write(
     F = {f.id: f for f in facts}; out, posture = _whole(F, who); limbs = []
     for clauses in (_trunk(F, posture), _arms(F), _legs(F, posture)):
         if clauses: limbs.append(Sentence(_cap(_join(c[0] for c in clauses[:3])), tuple(i for c in clauses[:3] for i in c[1])))
+    if not out and who != 'The person' and limbs: limbs[0] = Sentence(f'{who}: {limbs[0].text[0].lower()}{limbs[0].text[1:]}', limbs[0].facts)
     out += limbs + _hidden(F) + (_sure(F) if confidence else [])
-    if not out: out = [Sentence('Too little of the person can be seen to say anything.', ())]
+    if not out: out = [Sentence(f'Too little of {who[0].lower() + who[1:]} can be seen to say anything.', ())]
     return Text(tuple(out))

@@ -240,8 +240,10 @@ def to_coco(self:Poses) -> dict:
 
 def to_results(self:Poses) -> list:
     "The set as a COCO results list. The box goes under `box`: were it called `bbox`, pycocotools would take its area for that of the person instead of the keypoints' span."
-    return [dict(image_id=int(self.image_id[i]), category_id=int(self.category_id[i]), keypoints=_flat(self.xy[i], self.conf[i]), score=float(self.score[i]), box=[_num(x) for x in self.bbox[i]])
-            for i in range(len(self))]
+    out = [dict(image_id=int(self.image_id[i]), category_id=int(self.category_id[i]), keypoints=_flat(self.xy[i], self.conf[i]), score=float(self.score[i]), box=[_num(x) for x in self.bbox[i]]) for i in range(len(self))]
+    if self.cov is not None:
+        for d, c in zip(out, self.cov): d['cov'] = np.round(c[:, (0, 0, 1), (0, 1, 1)], 3).ravel().tolist() # xx, xy, yy of each keypoint, px^2
+    return out
 
 def save(self:Poses, path) -> Path:
     "Write truth as a COCO annotation file, predictions as a COCO results file."
@@ -274,6 +276,14 @@ def from_results(cls,
     bbox = _boxes(source, file); own = _boxes(source, file, 'box')
     bbox = np.where(np.isnan(bbox), np.where(np.isnan(own), span, own), bbox)
     return cls(xy=k[..., :2], conf=k[..., 2], bbox=bbox, area=span[:, 2]*span[:, 3], area_source='keypoint span', score=_column(source, 'score', 0, file, float), ann_id=np.arange(1, n+1), image_id=image_id,
-               category_id=_column(source, 'category_id', 1, file), iscrowd=np.zeros(n, bool), num_keypoints=np.full(n, skel.K), images=images, skeleton=skel, file=file)
+               category_id=_column(source, 'category_id', 1, file), iscrowd=np.zeros(n, bool), num_keypoints=np.full(n, skel.K), images=images, skeleton=skel, file=file, cov=_covariances(source, skel.K, file))
 
 Poses.from_results = classmethod(from_results)
+
+def _covariances(results, K, file): # (N,K,2,2), or None where the file has none
+    if not any('cov' in r for r in results): return None
+    try: c = np.array([r.get('cov') or [np.nan]*3*K for r in results], float).reshape(len(results), K, 3)
+    except (TypeError, ValueError) as e:
+        i = next((i for i, r in enumerate(results) if not isinstance(r.get('cov'), list) or len(r['cov']) != 3*K), 0)
+        raise PoseError('a covariance is not three numbers a keypoint', file=file, field=f'result {i+1}: cov', found=results[i].get('cov'), allowed=f'{3*K} numbers: xx, xy, yy of each keypoint, px^2', todo='remove the field, or write it again') from e
+    return c[..., (0, 1, 1, 2)].reshape(len(results), K, 2, 2)

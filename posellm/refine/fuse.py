@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST', 'RULES', 'Knowledge', 'check_members', 'expected', 'spreads', 'weighted_median', 'inverses', 'inverse_weights',
-           'gated', 'mean_of', 'Fused', 'fuse_points', 'scatter']
+           'error_scale', 'gated', 'mean_of', 'Fused', 'fuse_points', 'scatter']
 
 # %% ../../nbs/refine/01_fuse.ipynb #77d966d4
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ class Knowledge:
     weights:np.ndarray=None # (M,K) of the rule `keypoint`
     spread:np.ndarray=None # (M,K) spread of each member's error, in expected spreads
     corr:np.ndarray=None # (K,M,M) covariance of the errors in expected spreads
+    temper:float=1. # how far the expected spread follows the confidence: 0 not at all, 1 as calibrated
     fixed:np.ndarray=None # (K,M,M) covariance of the errors in units of sigma x box size
     fitted_on:dict=field(default_factory=dict)
 
@@ -104,8 +105,11 @@ def _confidence(stack, know, e): return e
 def _keypoint(stack, know, e): return stack.on*_need(know, 'weights', 'keypoint')[:, None]
 def _covariance(stack, know, e): return inverse_weights(_table(know, 'fixed', 'covariance'), np.ones_like(e), stack.on)
 def _precision(stack, know, e):
-    s = np.where(stack.on, spreads(e, np.ones(len(stack)), np.ones(stack.people.K)), 1.)
-    return inverse_weights(_table(know, 'corr', 'precision'), s, stack.on)
+    _need(know, 'corr', 'precision'); return inverse_weights(_table(know, 'corr', 'precision'), np.where(stack.on, error_scale(e, know.spread, know.temper), 1.), stack.on)
+
+def error_scale(e, spread, temper:float): # (M,N,K), (M,K), 0..1 -> (M,N,K) in units of sigma x size
+    "Expected spread of each point: between the member's usual one and the one its confidence says."
+    said = spreads(e, np.ones(e.shape[1]), np.ones(e.shape[2])); return spread[:, None]**(1 - temper)*said**temper
 
 def _need(know, what, rule):
     if know is None or getattr(know, what) is None: raise PoseError('this rule has to be learnt', field='rule', found=rule, allowed='first, uniform, confidence, median without learning', todo='fit it on labelled people that are not reported (refine.learn, or posellm fuse --truth)')
@@ -118,10 +122,15 @@ def _table(know, what, rule):
 
 RULES = dict(first=(_first, None), best=(_best, None), uniform=(_uniform, None), confidence=(_confidence, .5), keypoint=(_keypoint, .5), covariance=(_covariance, .5), precision=(_precision, .5), median=(_confidence, None), maps=(None, None)) # weights, gate
 
-# %% ../../nbs/refine/01_fuse.ipynb #1cd4eca0
-def gated(xy, w, middle, area, sigmas, ks:float): # (M,N,K,2), (M,N,K), (N,K,2), (N,), (K,) -> (M,N,K)
-    "Weights without the points whose similarity to the middle is below `ks`."
-    limit = -2*np.log(ks)*(2*sigmas)**2*area[:, None]
+# %% ../../nbs/refine/01_fuse.ipynb #447a1828
+def gated(
+    xy, w, middle, # (M,N,K,2), (M,N,K), (N,K,2)
+    area, sigmas, ks:float, # (N,), (K,), similarity at the gate
+    spread=0., # (M,N,K) px, expected of each point
+    far:float=.1, # similarity beyond which nothing comes in
+): # (M,N,K)
+    "Weights without the points that are far from the middle."
+    unit = 2*(2*sigmas)**2*area[:, None]; limit = np.clip((2*spread)**2, -np.log(ks)*unit, -np.log(min(ks, far))*unit)
     keep = ((xy[..., 0] - middle[..., 0])**2 + (xy[..., 1] - middle[..., 1])**2 <= limit) & (w > 0)
     out = w*keep; lonely = ~keep.any(0)
     if lonely.any(): out[:, lonely] = w[:, lonely]*(w[:, lonely] == w[:, lonely].max(0))
@@ -156,7 +165,7 @@ def fuse_points(
     weigh, usual = RULES[rule]; gate = usual if isinstance(gate, str) else gate
     e = expected(stack, know); w = weigh(stack, know, e).astype(float); sig = know.sigmas if know is not None else _sigmas(stack.people.skeleton)
     if rule == 'median' or gate is not None: middle = np.stack([weighted_median(stack.xy[..., i], w) for i in (0, 1)], -1)
-    if gate is not None and len(w) > 1: w = gated(stack.xy, w, middle, .53*stack.size**2, sig, gate)
+    if gate is not None and len(w) > 1: w = gated(stack.xy, w, middle, .53*stack.size**2, sig, gate, spreads(e, stack.size, sig) if know is not None else 0.) # a confidence that nobody calibrated says nothing about spread
     total = w.sum(0); w /= np.where(total > 0, total, 1)
     xy = middle if rule == 'median' else mean_of(stack.xy, w)
     return Fused(xy, w, (w*e).sum(0), scatter(stack.xy, e, xy), stack.on.sum(0))

@@ -47,12 +47,16 @@ def as_poses(stack:Stack, f:Fused, spread:Spread=None) -> Poses:
     # a person that some members did not see is less sure to be one
     return replace(stack.people, xy=np.where(have[..., None], f.xy, middle[:, None]), conf=conf, cov=None if spread is None else spread.cov(f, stack.size, conf), score=conf.mean(1)*found, vis=None, extra=[], info={})
 
-# %% ../../nbs/refine/04_fuser.ipynb #574c1790
+# %% ../../nbs/refine/04_fuser.ipynb #ecf613a4
 ORDER = ('best', 'uniform', 'median', 'confidence', 'keypoint', 'covariance', 'precision', 'maps') # simpler ones first
 
-def fold_of(image_id, folds:int=5, seed:int=0): # (N,) image ids -> (N,)
+def fold_of(
+    image_id, # (N,)
+    folds:int=5, seed:int=0,
+    groups:dict=None, # image id -> what it belongs to (a film, a moment seen by several cameras): stays together
+): # (N,)
     "Which fold each person's image is in."
-    ids, at = np.unique(image_id, return_inverse=True)
+    ids, at = np.unique(image_id if groups is None else [groups[int(i)] for i in image_id], return_inverse=True)
     return (rng(seed, 'folds', len(ids)).permutation(len(ids)) % folds)[at]
 
 def _joined(parts, n): # [(rows, Fused)] -> Fused in the order of the rows
@@ -62,9 +66,9 @@ def _joined(parts, n): # [(rows, Fused)] -> Fused in the order of the rows
         out[a] = np.take(v, np.argsort(order), axis)
     return Fused(**out)
 
-def unseen(stack:Stack, truth:Poses, rules, folds:int=5, seed:int=0, sigmas=None, gate='usual') -> dict: # rule -> Fused
+def unseen(stack:Stack, truth:Poses, rules, folds:int=5, seed:int=0, sigmas=None, gate='usual', groups:dict=None) -> dict: # rule -> Fused
     "Every rule on the known people, learnt without their images."
-    at, parts = fold_of(stack.people.image_id, folds, seed), {r: [] for r in rules}
+    at, parts = fold_of(stack.people.image_id, folds, seed, groups), {r: [] for r in rules}
     for i in range(folds):
         rows, rest = np.flatnonzero(at == i), np.flatnonzero(at != i)
         if not len(rows): continue
@@ -90,13 +94,13 @@ def choose(outcomes:dict) -> str: # rule -> (N,) of `reached`
 def fit_fuser(
     stack:Stack, truth:Poses, # people that are neither trained on nor reported
     rule:str='auto', # or one of RULES
-    folds:int=5, seed:int=0, sigmas=None, gate='usual',
+    folds:int=5, seed:int=0, sigmas=None, gate='usual', groups:dict=None, # see `fold_of`
 ) -> Fuser:
     "Choose the rule, learn the members, and calibrate what comes out."
     if rule != 'auto' and rule not in RULES: raise unknown('rule', rule, ['auto', *RULES])
     s, t = known(stack, truth); sig = _sigmas(s.people.skeleton, sigmas); rules = [r for r in ORDER if r != 'maps' or s.maps] if rule == 'auto' else [rule]
     if len(s.names) == 1 and rule == 'auto': rules = ['best'] # nothing to choose
-    folds = min(folds, len(np.unique(s.people.image_id))); out = unseen(s, t, rules, folds, seed, sigmas, gate)
+    folds = min(folds, len(np.unique(s.people.image_id))); out = unseen(s, t, rules, folds, seed, sigmas, gate, groups)
     outcomes = {r: reached(f.xy, t, sig) for r, f in out.items()}; chosen = choose(outcomes) if len(rules) > 1 else rules[0]
     know = learn_members(s, t, sigmas=sigmas, keypoint=chosen in ('keypoint', 'maps')); used = know.fitted_on
     spread = fit_spread(out[chosen], s.size, sig, t.xy, t.labelled, t.area, len(s.names), fitted_on=used)
@@ -104,15 +108,15 @@ def fit_fuser(
 
 # %% ../../nbs/refine/04_fuser.ipynb #8f291a1f
 def cross_fused(
-    stack:Stack, truth:Poses, rule:str='auto', folds:int=5, seed:int=0, sigmas=None, gate='usual',
+    stack:Stack, truth:Poses, rule:str='auto', folds:int=5, seed:int=0, sigmas=None, gate='usual', groups:dict=None,
 ): # Poses of the whole stack, [Fuser of each fold]
     "The whole stack fused, no image by what was learnt from it."
-    at, parts, fusers = fold_of(stack.people.image_id, folds, seed), [], []
+    at, parts, fusers = fold_of(stack.people.image_id, folds, seed, groups), [], []
     for i in range(folds):
         rows = np.flatnonzero(at == i)
         if not len(rows): continue
         rest = set(stack.people.image_id[at != i].tolist()) # images without predictions teach nothing
-        fuser = fit_fuser(stack[np.flatnonzero(at != i)], truth.take_images(rest), rule, max(2, folds - 2), seed, sigmas, gate)
+        fuser = fit_fuser(stack[np.flatnonzero(at != i)], truth.take_images(rest), rule, max(2, folds - 2), seed, sigmas, gate, groups)
         fusers.append(fuser); parts.append((rows, fuser(stack[rows])))
     from posellm.pose.poses import concat
     order = np.concatenate([r for r, _ in parts]); return concat([p for _, p in parts])[np.argsort(order)], fusers

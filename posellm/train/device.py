@@ -59,8 +59,9 @@ def peak_mib(device='cpu') -> float:
     top = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return top/2**20 if sys.platform == 'darwin' else top/2**10
 
-def now_mib() -> float:
-    "Memory of the process now (Linux; elsewhere the peak)."
+def now_mib(device='cpu') -> float:
+    "Memory now: reserved on the card for CUDA, of the process elsewhere (Linux; else the peak)."
+    if torch.device(device).type == 'cuda': return torch.cuda.memory_reserved(device)/2**20
     try:
         with open('/proc/self/statm') as f: return int(f.read().split()[1])*4096/2**20
     except OSError: return peak_mib()

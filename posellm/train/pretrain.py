@@ -181,7 +181,7 @@ class Pretraining:
         x, target, weight, _ = self.feed.batch(host)
         with autocast(self.precision, self.device): out = self.model(x)
         loss = self.loss(out.float(), target, weight); check_finite(loss, dict(step=self.step, lr=lr)); loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.clip or float('inf'), foreach=True); check_finite(norm, dict(what='gradient norm', step=self.step, lr=lr))
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.clip or float('inf'), foreach=True); check_finite(norm, dict(step=self.step, lr=lr), 'gradient')
         self.opt.step(); self.opt.zero_grad(set_to_none=True); self.ema.update(); self.step += 1
         return float(loss.detach())
 
@@ -214,7 +214,7 @@ def pretrain(
     "Train on endless generated people."
     job = Pretraining(cfg, folder, shard_folder, workers, device); keep_pages(); job.dir.mkdir(parents=True, exist_ok=True)
     if resume and (job.dir/'last.ckpt').is_file(): job.load()
-    bar = Progress(cfg.steps, f'pretrain {cfg.network}', 'step'); bar.n = job.step; saved, mean = time.monotonic(), 0.
+    bar = Progress(cfg.steps, f'pretrain {cfg.network}', 'step'); bar.begin(job.step); saved, mean = time.monotonic(), 0.
     with closing(Shards(cfg, job.shard_folder, workers)) as shards, asked_to_stop() as stop, one_cv2_thread(), closing(bar):
         # a copy of the window for each batch: it may move on while a batch is being made
         items = ((s, dict(shards.at(s))) for s in range(job.step, cfg.steps))

@@ -1,0 +1,115 @@
+"""How much a pose prior helps and harms on real poses: corrupted, clean and exchanged people of COCO val labels, against four baselines.
+
+    python bench/prior_accuracy.py train --out FOLDER      # learns a prior from real poses (COCO train labels) and generated ones
+    python bench/prior_accuracy.py measure --prior FOLDER --out bench/results/prior.json
+
+Needs coco_yolo_pose_labels (labels without images) and eval_mvor of the shared data; says so and stops where they are absent.
+"""
+import argparse
+import csv
+import json
+import time
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from posellm.core.errors import PoseError
+from posellm.core.files import write_json
+from posellm.core.paths import shared_data
+from posellm.core.rng import rng
+from posellm.data.bare import bare_poses
+from posellm.data.scene import SynthConfig
+from posellm.metrics.ap import evaluate
+from posellm.metrics.oks import get_sigmas, keypoint_similarity
+from posellm.metrics.stats import paired_bootstrap
+from posellm.pose.poses import Poses
+from posellm.pose.skeleton import get_skeleton
+from posellm.refine.baselines import fit_baselines
+from posellm.refine.corrupt import corrupt, published_errors
+from posellm.refine.fitting import clean_copy, fit_prior
+from posellm.refine.plausible import plausibility, roc, true_places
+from posellm.refine.prior import confident_right, load_prior, observation_trust, refine, save_prior, shift_in_sigmas
+from posellm.refine.sides import exchange, exchanged_people, precision_recall, side_pairs, sides_counts, without
+from posellm.refine.teach import LearnConfig
+
+SEED = 2026 # frozen: everything that is reported is drawn from it
+
+
+def labels(split):
+    """People of the label files, areas 0.53 w h; sizes that are a guess are left out."""
+    root = shared_data() and shared_data()/'coco_yolo_pose_labels'
+    if not root or not root.is_dir(): raise SystemExit('coco_yolo_pose_labels is not there; nothing measured')
+    size = {r['file']: (int(r['width']), int(r['height'])) for r in csv.DictReader(open(root/'image_sizes.csv')) if r['status'] != 'guess'}
+    rows, ids, images = [], [], []
+    with zipfile.ZipFile(root/'labels.zip') as z:
+        for name in sorted(n for n in z.namelist() if n.startswith(f'labels/{split}/') and n in size):
+            a = np.array([[float(v) for v in line.split()] for line in z.read(name).decode().splitlines() if line.strip()])
+            if not len(a): continue
+            w, h = size[name]; i = int(Path(name).stem); k = a[:, 5:].reshape(-1, 17, 3); k[..., :2] *= [w, h]; k[k[..., 2] == 0] = 0
+            b = a[:, 1:5]*[w, h, w, h]; b[:, :2] -= b[:, 2:]/2
+            images.append(dict(id=i, file_name=f'{i:012d}.jpg', width=w, height=h)); rows.append(np.concatenate([k.reshape(len(k), -1), b], 1)); ids += [i]*len(a)
+    x = np.concatenate(rows); k, b, n = x[:, :51].reshape(-1, 17, 3), x[:, 51:], len(x)
+    return Poses(xy=k[..., :2], conf=(k[..., 2] > 0)*1., vis=k[..., 2].astype(np.int8), bbox=b, area=.53*b[:, 2]*b[:, 3], area_source='box*0.53', score=np.ones(n), ann_id=np.arange(1, n + 1), image_id=np.array(ids),
+                 category_id=np.ones(n, np.int64), iscrowd=np.zeros(n, bool), num_keypoints=(k[..., 2] > 0).sum(1), images=images, skeleton=get_skeleton('coco17'))
+
+
+def three_parts():
+    """(learn, hold, report): train labels without images of any reported set, a tenth of them held for gates and thresholds; val labels."""
+    train, val = labels('train2017'), labels('val2017'); reported = {im['id'] for im in val.images}
+    for f in (shared_data()/'coco_subset/annotations').glob('*.json'):
+        if 'train' not in f.name: reported |= {im['id'] for im in json.loads(f.read_text())['images']}
+    ids = [im['id'] for im in train.images if im['id'] not in reported]; held = {i for i in ids if i % 10 == 7}
+    return train.take_images([i for i in ids if i not in held]), train.take_images(held), val
+
+
+def learn(a):
+    train, held, _ = three_parts(); em = published_errors(train.skeleton)
+    prior = fit_prior([train, bare_poses(6000, seed=100)], held, em, LearnConfig(steps=a.steps, hidden=a.hidden, seed=a.seed), sides_steps=a.sides_steps)
+    prior.card.update(poses=f'{len(train)} real people (COCO train labels without images) and 6,000 generated ones', gate=f'{len(held)} other people of train')
+    a.out.mkdir(parents=True, exist_ok=True); save_prior(prior, a.out/'prior'); print(prior, prior.gate.margin, prior.sides and prior.sides.threshold, prior.card['training']['history'])
+
+
+def ap(truth, pred): return evaluate(truth, pred, boxes='ground-truth boxes')
+
+
+def measured(truth, bad, clean, after, after_clean, must, resamples):
+    """The three numbers of one method."""
+    base, ev = ap(truth, bad), ap(truth, after); d = paired_bootstrap(base, ev, n=resamples, seed=0); ks = lambda p: keypoint_similarity(truth.xy, p.xy, truth.area, get_sigmas(truth.skeleton))
+    change = (ks(after) - ks(bad))[truth.labelled]; moved = np.abs(after.xy - bad.xy).max(-1)[truth.labelled] > 1e-9
+    return dict(ap=ev.stats['AP'], gain=d.value, lo=d.lo, hi=d.hi, clean=ap(truth, after_clean).stats['AP'], clean_change=ap(truth, after_clean).stats['AP'] - ap(truth, clean).stats['AP'], confident_right_moved=float((shift_in_sigmas(bad, after, truth.area)[must] > .3).mean()),
+                moved=float(moved.mean()), helped=float((change > .05).mean()), harmed=float((change < -.05).mean()))
+
+
+def sides_table(prior, truth, em, trust, levels=(('good and jitter only', (2, 3, 4)), ('all published errors but inversions', (2,))), prevalence=.05):
+    out = []
+    for name, gone in levels:
+        bad, _ = corrupt(truth, without(em, *gone), SEED + 5); bad, pairs, matters = exchanged_people(truth, bad, prevalence, SEED); t = trust(bad.conf, np.full(len(bad), 100.))
+        if prior.sides is None: continue
+        done, _ = prior.sides.decide(bad, t); right, wrong, there = ((done & pairs & matters).sum(), (done & ~pairs & matters).sum(), (pairs & matters).sum()); ratio, p, r = precision_recall(*sides_counts(prior.sides, bad, t, pairs, matters)); ok = np.flatnonzero(p >= .95)
+        people = (pairs & matters).any(1); hit = (done & pairs & matters).any(1)
+        out.append(dict(errors=name, people=len(truth), exchanged_people=int(people.sum()), pairs=int(there), precision=float(right/max(right + wrong, 1)), recall=float(right/max(there, 1)), people_repaired=float(hit[people].mean()), recall_at_precision_95=float(r[ok[-1]]) if len(ok) else 0., threshold=prior.sides.threshold))
+    return out
+
+
+def measure(a):
+    train, held, val = three_parts(); em = published_errors(val.skeleton); bad, kind = corrupt(val, em, SEED); clean = clean_copy(val, bad, em, SEED); start = time.time()
+    real, own = load_prior(a.prior), load_prior(); trust = real.trust; t = trust(bad.conf, np.full(len(bad), 100.)); must = confident_right(val, bad, t); rows = {}
+    methods = {'identity': lambda p: p, **fit_baselines(train, held, em, trust)}
+    methods |= {'denoising VAE, real poses': lambda p: refine(p, real, sides=False).poses, 'the same, sides decided first': lambda p: refine(p, real).poses, 'embedded prior (generated poses), map of its own': lambda p: refine(p, own, sides=False).poses}
+    for name, f in methods.items(): rows[name] = measured(val, bad, clean, f(bad), f(clean), must, a.resamples); print(name, {k: round(v, 4) for k, v in rows[name].items()}, flush=True)
+    scored = refine(bad, real, rescore=True, sides=False).poses; plain = replace(bad, score=t.mean(1)); rescored = dict(refined=ap(val, scored).stats['AP'], identity=ap(val, plain).stats['AP'])
+    p, q = plausibility(real, true_places(val, bad)), plausibility(real, bad); fpr, tpr, area = roc(np.r_[p, q], np.r_[np.ones(len(p)), np.zeros(len(q))]); least = real.plausible['threshold']
+    gen = bare_poses(4000, seed=900)
+    out = dict(schema=1, date=time.strftime('%Y-%m-%d'), seed=SEED, people=len(val), images=len(val.images), area='0.53 w h', boxes='ground truth', confidences=em.source, confident_right=int(must.sum()), rates={n: float((kind[val.labelled] == j).mean()) for j, n in enumerate(('good', 'jitter', 'inversion', 'swap', 'miss'))},
+               methods=rows, rescored=rescored, plausibility=dict(area=area, threshold_keeps=float((p >= least).mean()), spoiled_above=float((q >= least).mean())), sides=dict(real=sides_table(real, val, em, trust), generated=sides_table(real, gen, em, trust), generated_by_embedded=sides_table(own, gen, em, own.trust)), resamples=a.resamples, seconds=time.time() - start, cards=dict(real=real.card, embedded=own.card))
+    write_json(a.out, out, indent=1); print({k: out[k] for k in ('rescored', 'plausibility', 'sides')})
+
+
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter); s = p.add_subparsers(required=True)
+    q = s.add_parser('train'); q.add_argument('--steps', type=int, default=4000); q.add_argument('--hidden', type=int, default=384); q.add_argument('--sides-steps', type=int, default=6000); q.add_argument('--seed', type=int, default=0); q.add_argument('--out', type=Path, required=True); q.set_defaults(do=learn)
+    q = s.add_parser('measure'); q.add_argument('--prior', required=True); q.add_argument('--resamples', type=int, default=1000); q.add_argument('--out', type=Path, default=Path('bench/results/prior.json')); q.set_defaults(do=measure)
+    torch.set_num_threads(1); a = p.parse_args(); a.do(a)
