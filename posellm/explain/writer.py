@@ -42,7 +42,7 @@ ARM_RULES = ( # facts needed, subject, of one, of both
     ('S_arm.elevation:level S_arm.sense:image right', 'arm', 'is held out to the image right', 'are held out to the image right'),
     ('S_wrist.distance.S_ankle:close', 'hand', 'reaches down to the ankle', 'reach down to the ankles'),
     ('S_wrist.distance.S_knee:close', 'hand', 'is near the knee', 'are near the knees'),
-    ('S_wrist.crossing:crossed', 'arm', 'is held across the body', 'are held across the body'),
+    *((f'S_wrist.crossing:crossed left_shoulder.across.right_shoulder:{w}', 'hand', 'is on the other side of the body in the image', 'are on the other side of the body in the image') for w in ('image left', 'image right')), # not for people seen from the side
     ('S_wrist.distance.O_elbow:close', 'hand', 'is near the O elbow', 'are near the opposite elbows'),
     ('S_wrist.distance.S_shoulder:close', 'hand', 'is near the shoulder', 'are near the shoulders'),
     ('S_wrist.distance.S_hip:close S_elbow.bend:bent', 'hand', 'is near the hip with the elbow bent', 'are near the hips with the elbows bent'),
@@ -95,14 +95,16 @@ def _spread_arms(F): # one arm to each side of the picture
 
 def _arms(F):
     out = _spread_arms(F) or _both_sides(F, ARM_RULES, {})
+    if len(out) > 1: out = [c for c in out if 'below shoulder height' not in c[0]] or out # said only when there is nothing better
     near = 'left_wrist.distance.right_wrist:close'
     if near in F: out.append(('the hands are close together in the image', (near,)))
     return out
 
 def _legs(F, posture):
-    out = _both_sides(F, LEG_RULES, {'foot': 'feet'})
+    rules = LEG_RULES if posture is None else [r for r in LEG_RULES if r[2] != 'points down'] # of somebody whose posture is known it says nothing
+    out = _both_sides(F, rules, {'foot': 'feet'})
     if posture in ('standing', None): # feet of somebody who sits or lies are anywhere
-        for k, text in (('left_ankle.distance.right_ankle:apart', 'the feet are wide apart'), ('left_ankle.height.right_ankle:above', 'the left foot is higher in the image than the right'), ('left_ankle.height.right_ankle:below', 'the right foot is higher in the image than the left')):
+        for k, text in (('left_ankle.distance.right_ankle:apart', 'the feet are far apart in the image'), ('left_ankle.height.right_ankle:above', 'the left foot is higher in the image than the right'), ('left_ankle.height.right_ankle:below', 'the right foot is higher in the image than the left')):
             if k in F: out.append((text, (k,)))
     return out
 
