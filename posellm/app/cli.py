@@ -184,6 +184,7 @@ def predict(
 # %% ../../nbs/app/04_cli.ipynb #83b95b13
 from .cli_check import register as register_check
 from .cli_data import register as register_data_verbs
+from .cli_fuse import register as register_fuse
 from .cli_words import register as register_word_verbs
 from .convert import register as register_convert
 from .cli_refine import register as register_refine_verb
@@ -191,6 +192,7 @@ from .cli_refine import register as register_refine_verb
 # %% ../../nbs/app/04_cli.ipynb #77d51471
 register_check(app)
 register_data_verbs(app)
+register_fuse(app)
 register_word_verbs(app)
 register_convert(app)
 register_refine_verb(app)

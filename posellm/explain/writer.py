@@ -32,7 +32,7 @@ def _cap(s): return s[:1].upper() + s[1:] + '.'
 
 # %% ../../nbs/explain/07_writer.ipynb #d1dbbba8
 ARM_RULES = ( # facts needed, subject, of one, of both
-    ('S_wrist.height.nose:above S_elbow.bend:straight', 'arm', 'is stretched up beside the head', 'are stretched up beside the head'),
+    ('S_arm.elevation:up S_wrist.height.nose:above S_elbow.bend:straight', 'arm', 'is stretched up', 'are stretched up'),
     ('S_wrist.height.nose:above', 'hand', 'is raised above eye level', 'are raised above eye level'),
     ('S_wrist.distance.nose:close', 'hand', 'is near the face', 'are near the face'),
     ('S_wrist.height.S_shoulder:above', 'hand', 'is raised above shoulder height', 'are raised above shoulder height'),
@@ -57,8 +57,8 @@ ARM_RULES = ( # facts needed, subject, of one, of both
 LEG_RULES = (
     ('S_knee.height.S_hip:above', 'knee', 'is raised above hip height', 'are raised above hip height'),
     ('S_ankle.height.S_knee:above', 'foot', 'is raised above the knee', 'are raised above the knees'),
-    ('S_leg.elevation:level S_leg.sense:image left', 'leg', 'is stretched out to the image left', 'are stretched out to the image left'),
-    ('S_leg.elevation:level S_leg.sense:image right', 'leg', 'is stretched out to the image right', 'are stretched out to the image right'),
+    ('S_leg.elevation:level S_leg.sense:image left S_knee.bend:straight', 'leg', 'is stretched out to the image left', 'are stretched out to the image left'),
+    ('S_leg.elevation:level S_leg.sense:image right S_knee.bend:straight', 'leg', 'is stretched out to the image right', 'are stretched out to the image right'),
     ('S_thigh.elevation:level S_thigh.sense:image left S_knee.bend:bent', 'knee', 'is bent with the thigh pointing to the image left', 'are bent with the thighs pointing to the image left'),
     ('S_thigh.elevation:level S_thigh.sense:image right S_knee.bend:bent', 'knee', 'is bent with the thigh pointing to the image right', 'are bent with the thighs pointing to the image right'),
     ('S_knee.bend:sharply bent', 'knee', 'is sharply bent', 'are sharply bent'), ('S_knee.bend:bent', 'knee', 'is bent', 'are bent'),
