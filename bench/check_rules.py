@@ -67,7 +67,7 @@ def table(scores, clean, n):
 
 def markdown(result):
     lines = [f"# Precision and recall of the doctor's rules\n\n{result['date']}, {result['cpu']}. Each rule on at least {result['sets']} corrupted sets of {result['images']} images; sets: did the rule speak where it should, and only there "
-             '(uncorrupted sets and sets with other faults count against it, faults that rightly bring it along do not). People: were those named whom the corruption touched.\n']
+             '(speaking on sets with other faults counts against it, unless the fault rightly brings it along; what it says on uncorrupted sets has its own column). People: were those named whom the corruption touched.\n']
     for source, r in result['sources'].items():
         lines.append(f"\n## {source}: {r['people']} people in {r['images']} images\n\nErrors on uncorrupted sets: {r['errors_on_clean']} of {r['clean_sets']}.\n\n| rule | severity | sets | precision | recall | spoke on uncorrupted sets | people | precision | recall |\n|---|---|---|---|---|---|---|---|---|")
         p = lambda v: '' if v is None else f'{v:.3f}'
