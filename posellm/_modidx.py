@@ -702,7 +702,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'posellm.data.layout.locate_images': ('data/layout.html#locate_images', 'posellm/data/layout.py'),
                                      'posellm.data.layout.split_name': ('data/layout.html#split_name', 'posellm/data/layout.py')},
             'posellm.data.matlab': { 'posellm.data.matlab._broken': ('data/matlab.html#_broken', 'posellm/data/matlab.py'),
-                                     'posellm.data.matlab._sound': ('data/matlab.html#_sound', 'posellm/data/matlab.py'),
+                                     'posellm.data.matlab._fault': ('data/matlab.html#_fault', 'posellm/data/matlab.py'),
                                      'posellm.data.matlab._unpacks': ('data/matlab.html#_unpacks', 'posellm/data/matlab.py'),
                                      'posellm.data.matlab.check_mat': ('data/matlab.html#check_mat', 'posellm/data/matlab.py'),
                                      'posellm.data.matlab.field_of': ('data/matlab.html#field_of', 'posellm/data/matlab.py'),

@@ -26,12 +26,13 @@ def _broken(file, why): return PoseError('not a readable MATLAB file', file=file
 
 def _unpacks(data) -> bool: # True: whole; False: not compressed, so nothing can be said
     "Do the checksums of all variables agree? ValueError or zlib.error where one does not."
-    if len(data) < 136 or data[126:128] not in (b'IM', b'MI'): return False
+    if len(data) < 136 or data[126:128] not in (b'IM', b'MI'): raise ValueError('no header of version 5')
     order, pos = '<' if data[126:128] == b'IM' else '>', 128
     while pos < len(data):
         if pos + 8 > len(data): raise ValueError('cut short')
         kind, n = struct.unpack_from(order + 'II', data, pos); pos += 8
-        if kind != 15: return False # 15 is a compressed variable
+        if kind == 14: return False # an array as it is; 15 is a compressed one
+        if kind != 15: raise ValueError(f'an element of kind {kind}')
         z = zlib.decompressobj(); rest = data[pos:pos + n]
         while rest and not z.eof: z.decompress(rest, 1 << 24); rest = z.unconsumed_tail
         if not z.eof or z.unused_data: raise ValueError('a variable is cut short')
@@ -39,20 +40,20 @@ def _unpacks(data) -> bool: # True: whole; False: not compressed, so nothing can
     return pos == len(data)
 
 @lru_cache(64)
-def _sound(file, size, changed):
-    "Checked once for each state of a file."
+def _fault(file, size, changed) -> str: # '' for none; found once for each state of a file
     try:
-        if _unpacks(Path(file).read_bytes()): return
-    except (ValueError, zlib.error, struct.error) as e: raise _broken(file, e) from e
+        if _unpacks(Path(file).read_bytes()): return ''
+    except (ValueError, zlib.error, struct.error) as e: return f'{type(e).__name__}: {e}'
     code = 'import sys; from scipy.io import loadmat; loadmat(sys.argv[1], struct_as_record=False)'
     r = subprocess.run([sys.executable, '-c', code, file], stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if r.returncode: raise _broken(file, (r.stderr.strip().split('\n') or [''])[-1][:80] or 'it ends the process that reads it')
+    return ((r.stderr.strip().split('\n') or [''])[-1][:80] or 'it ends the process that reads it') if r.returncode else ''
 
 def check_mat(file):
     "PoseError unless this is a MATLAB file that can be read without harm."
     if not Path(file).is_file(): raise PoseError('there is no such file', file=file, todo='check the path')
     if is_hdf5(file): raise PoseError('a MATLAB 7.3 file', file=file, todo="save it with save('file.mat', ..., '-v7')")
-    s = os.stat(file); _sound(str(Path(file).absolute()), s.st_size, s.st_mtime_ns)
+    s = os.stat(file)
+    if why := _fault(str(Path(file).absolute()), s.st_size, s.st_mtime_ns): raise _broken(file, why)
 
 # %% ../../nbs/data/42_matlab.ipynb #570593e9
 def is_hdf5(file) -> bool:
