@@ -2238,6 +2238,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'posellm.refine.frame': { 'posellm.refine.frame.Frame': ('refine/frame.html#frame', 'posellm/refine/frame.py'),
                                       'posellm.refine.frame.Frame.back': ('refine/frame.html#frame.back', 'posellm/refine/frame.py'),
                                       'posellm.refine.frame.Frame.into': ('refine/frame.html#frame.into', 'posellm/refine/frame.py'),
+                                      'posellm.refine.frame._ends': ('refine/frame.html#_ends', 'posellm/refine/frame.py'),
                                       'posellm.refine.frame._span_box': ('refine/frame.html#_span_box', 'posellm/refine/frame.py'),
                                       'posellm.refine.frame.frame_boxes': ('refine/frame.html#frame_boxes', 'posellm/refine/frame.py'),
                                       'posellm.refine.frame.mirrored_input': ( 'refine/frame.html#mirrored_input',

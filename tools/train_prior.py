@@ -27,7 +27,7 @@ def main():
     a = argparse.ArgumentParser(description=__doc__)
     a.add_argument('--people', type=int, default=16_000)
     a.add_argument('--steps', type=int, default=LearnConfig.steps)
-    a.add_argument('--sides-steps', type=int, default=6000)
+    a.add_argument('--sides-steps', type=int, default=3000)
     a.add_argument('--hidden', type=int, default=LearnConfig.hidden)
     a.add_argument('--seed', type=int, default=0)
     a.add_argument('--out', type=Path, default=assets()/'prior'/'prior')
