@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['side_pairs', 'unordered', 'SignNet', 'all_signs', 'sign_loss', 'limb_groups', 'exchange', 'Sides', 'without',
-           'train_sides', 'exchanged_people', 'sides_counts', 'precision_recall', 'fix_threshold']
+           'train_sides', 'exchanged_people', 'sides_counts', 'precision_recall', 'sure_precision', 'fix_threshold']
 
 # %% ../../nbs/refine/29_sides.ipynb #8683c86b
 from dataclasses import dataclass, replace
@@ -133,10 +133,14 @@ def precision_recall(ratio, right, wrong, there): # (N,) ratios sorted down, pre
     "Both at every threshold."
     o = np.argsort(-ratio, kind='stable'); r, w = np.cumsum(right[o]), np.cumsum(wrong[o]); return ratio[o], r/np.maximum(r + w, 1), r/max(there.sum(), 1)
 
-def fix_threshold(sides:Sides, held:Poses, em:ErrorModel, trust, precision:float=.97, repeats:int=8, least:int=20, seed:int=0) -> Sides:
-    "The lowest threshold that reaches the precision at a prevalence of 5 %; infinite where none does."
+def sure_precision(right, wrong, z:float=1.64): # (n,) -> (n,)
+    "Lower end of Wilson's 90 % interval of a precision: few repairs prove nothing."
+    n = np.maximum(right + wrong, 1); p = right/n; return (p + z*z/(2*n) - z*np.sqrt(p*(1 - p)/n + z*z/(4*n*n)))/(1 + z*z/n)
+
+def fix_threshold(sides:Sides, held:Poses, em:ErrorModel, trust, precision:float=.95, repeats:int=8, seed:int=0) -> Sides:
+    "The lowest threshold at which repairs are surely that precise at a prevalence of 5 %; infinite, so that nothing is exchanged, where none is."
     parts = []
     for i in range(repeats):
         bad, _ = corrupt(held, without(em, 2) if i % 2 else without(em, 2, 3, 4), seed + 61 + i); bad, pairs, matters = exchanged_people(held, bad, seed=seed + i); parts.append(sides_counts(sides, bad, trust(bad.conf, np.full(len(bad), 100.)), pairs, matters))
-    ratio, p, r = precision_recall(*(np.concatenate(v) for v in zip(*parts))); n = np.cumsum(np.concatenate([v[1] for v in parts])[np.argsort(-np.concatenate([v[0] for v in parts]), kind='stable')])
-    ok = np.flatnonzero((p >= precision) & (n >= least)); return replace(sides, threshold=float(ratio[ok[-1]]) if len(ok) else np.inf)
+    ratio, right, wrong, _ = (np.concatenate(v) for v in zip(*parts)); o = np.argsort(-ratio, kind='stable'); ok = np.flatnonzero(sure_precision(np.cumsum(right[o]), np.cumsum(wrong[o])) >= precision)
+    return replace(sides, threshold=float(ratio[o][ok[-1]]) if len(ok) else np.inf)
