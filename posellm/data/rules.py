@@ -137,7 +137,7 @@ def names_missing(case): return Hits(1, [f"no keypoint names in the categories; 
 @rule("names-order", "error", "The names are those of a known skeleton in another order: weights and OKS sigmas would go to the wrong joints.", "Reorder names and keypoints, or make a skeleton file for this order.")
 def names_order(case):
     mine = [n.lower() for n in case.names]
-    if any(mine == [n.lower() for n in get_skeleton(s).keypoints] for s in list_skeletons()): return Hits() # AI Challenger and LSP have the same names, each in its order
+    if any([n.lower() for n in get_skeleton(s).keypoints] == mine for s in list_skeletons()): return Hits()
     for s in list_skeletons():
         theirs = [n.lower() for n in get_skeleton(s).keypoints]
         if sorted(theirs) == sorted(mine) and mine:
@@ -193,7 +193,7 @@ def normalised(case):
 
 @rule("num-keypoints", "warning", "num_keypoints should count keypoints with v above 0; evaluation ignores people where it says 0.", "Count it anew; posellm uses the visibilities for training.")
 def num_keypoints(case):
-    bad = [(i, n) for i, n in zip(case.rows.tolist(), case.on.sum(1).tolist()) if case.anns[i].get("num_keypoints") is not None and case.anns[i]["num_keypoints"] != n]
+    bad = [(i, n) for i, n, any_ in zip(case.rows.tolist(), case.on.sum(1).tolist(), (case.kpts[..., 2] > 0).sum(1).tolist()) if case.anns[i].get("num_keypoints") is not None and case.anns[i]["num_keypoints"] not in (n, any_)]
     count = dict(bad)
     return people(case, list(count), lambda i: f"num_keypoints {case.anns[i]['num_keypoints']!r}, labelled are {count[i]}")
 
@@ -252,7 +252,7 @@ def box_keypoints(case):
     b = case.bbox[case.rows]; lo, wh = b[:, None, :2], b[:, None, 2:]
     slack = np.maximum(.05*np.abs(wh), 2)
     seen = case.kpts[..., 2] == 2
-    if not seen.any(): seen = case.on # a set that does not tell hidden from visible
+    if not seen.any() or not case.seen_told: seen = case.on # a set that does not tell hidden from visible
     out = seen & ((case.kpts[..., :2] < lo - slack) | (case.kpts[..., :2] > lo + wh + slack)).any(-1)
     return people(case, case.rows[(out.sum(1)*2 >= seen.sum(1)) & out.any(1)], lambda i: f"bbox {case.anns[i]['bbox']}")
 

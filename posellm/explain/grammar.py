@@ -26,7 +26,7 @@ def _personal(W, i): # posture, activity, facing
 
 def _pointing(W, i): # "points up", "stretched out to the image left", "leans to the image right", "tilted ..."
     for v in W.any(i, ('leans', 'lean', 'leaning', 'tilted', 'inclined', 'tilts', 'slanted', 'leans over')): yield from ((j, [('lean', s)]) for j, s in side_of_picture(W, W.fill(v)))
-    for v in W.any(i, ('points', 'point', 'pointing', 'directed', 'aimed', 'reaches', 'reaching')):
+    for v in W.any(i, ('points', 'point', 'pointing', 'directed', 'aimed', 'reaches', 'reaching', 'out')):
         v = W.fill(v); yield from ((j, [('sense', s)]) for j, s in side_of_picture(W, v))
         if W.w[i] in ('points', 'point', 'pointing', 'directed'):
             for j, k in W.of(v, DIRECTIONS): yield j, [k]
@@ -57,9 +57,9 @@ def _relations(W, i, last): # "above the nose", "close to the right hip and the 
             t = replace(t, parts=tuple((p, '') for p, s in t.parts if s in ('left', '')) if t.plural else t.parts) # "above the shoulders": each above its own
             yield j, [('relation', op, q) for q in t.parts]
         if op in ('above', 'below'):
-            for part in ('shoulder', 'head', 'hip', 'knee'):
+            for part in ('shoulder', 'head', 'hip', 'knee', 'eye'):
                 for tail in ('height', 'level'):
-                    if (j := W.at(k, f'{part} {tail}')) is not None: yield j, [('relation', op, (part, ''))]
+                    if (j := W.at(k, f'{part} {tail}')) is not None: yield j, [('relation', op, ('nose' if part == 'eye' else part, ''))]
 
 # %% ../../nbs/explain/14b_grammar.ipynb #288dacdf
 def predicate(W, i, last): # (j, [predicates])

@@ -103,7 +103,7 @@ def _pose(p): return tuple(f'{a} {p} {b}' for a in ('in a', 'in the') for b in (
 
 POSTURE_WORDS = dict(standing=('standing', 'stands', 'stand', 'in a standing position', *_pose('standing')), sitting=('sitting', 'sits', 'sit', 'seated', 'in a sitting position', 'in a seated position', *_pose('sitting')), kneeling=('kneeling', 'kneels', 'kneel', 'in a kneeling position', *_pose('kneeling')),
     squatting=('squatting', 'squats', 'squat', 'crouching', 'crouches', 'in a squat', 'in a crouch', 'in a squatting position', *_pose('squatting')), lying=('lying', 'lies', 'lie', 'lying down', 'lies down', 'in a lying position', *_pose('lying')), jumping=('jumping', 'jumps', 'jump', 'in a jump', *_pose('jumping')))
-ACTIVITY_WORDS = dict(walking=('walking', 'walks', 'walk', *_pose('walking')), running=('running', 'runs', 'run', *_pose('running')), striding=('striding', 'strides', 'in stride', 'mid stride'))
+ACTIVITY_WORDS = dict(walking=('walking', 'walks', 'walk', *_pose('walking')), running=('running', 'runs', 'run', *_pose('running')), striding=('striding', 'strides', 'in stride', 'mid stride', 'in mid stride', 'in mid stride , walking or running', 'walking or running', 'running or walking'))
 EYES = ('the camera', 'the viewer', 'us', 'the photographer')
 _turned = ('turned', 'facing', 'faces', 'face', 'oriented', 'turning')
 FACING_WORDS = {
@@ -133,4 +133,4 @@ LITTLE = ('little can be said about', 'little is known about', 'little is certai
 
 # %% ../../nbs/explain/14_vocabulary.ipynb #e1988036
 VOCABULARY = {w for p in (*FILLERS, *COPULAS, *HELD, *HAVE, *PEOPLE, *DETS, *FRAMES, *(p for p, _ in (*STATE_LIST, *PERSONAL, *PHRASE_LIST)), *BACK, *SEE, *LITTLE, *SEPARATORS, *BECAUSE, *MAYBE, *SO, *(p for ps in (*RELATIONS.values(), *LEVELS.values()) for p in ps)) for w in p.split()}
-VOCABULARY |= set("left right other one each either neither nor both two of so do does side edge border hand height level points point pointing directed aimed reaches reaching leans about around some degrees angle forms makes an not can confidence keypoints joints keypoint it they there is are whose whole entire viewer's image's picture's for on . !".split())
+VOCABULARY |= set("left right other one each either neither nor both two of so do does side edge border hand height level points point pointing directed aimed reaches reaching out leans about around some degrees angle forms makes an not can confidence keypoints joints keypoint it they there is are whose whole entire viewer's image's picture's for on . !".split())

@@ -32,7 +32,7 @@ def _cap(s): return s[:1].upper() + s[1:] + '.'
 
 # %% ../../nbs/explain/07_writer.ipynb #d1dbbba8
 ARM_RULES = ( # facts needed, subject, of one, of both
-    ('S_wrist.height.nose:above S_elbow.bend:straight', 'arm', 'is stretched up beside the head', 'are stretched up beside the head'),
+    ('S_arm.elevation:up S_wrist.height.nose:above S_elbow.bend:straight', 'arm', 'is stretched up', 'are stretched up'),
     ('S_wrist.height.nose:above', 'hand', 'is raised above eye level', 'are raised above eye level'),
     ('S_wrist.distance.nose:close', 'hand', 'is near the face', 'are near the face'),
     ('S_wrist.height.S_shoulder:above', 'hand', 'is raised above shoulder height', 'are raised above shoulder height'),
@@ -57,8 +57,8 @@ ARM_RULES = ( # facts needed, subject, of one, of both
 LEG_RULES = (
     ('S_knee.height.S_hip:above', 'knee', 'is raised above hip height', 'are raised above hip height'),
     ('S_ankle.height.S_knee:above', 'foot', 'is raised above the knee', 'are raised above the knees'),
-    ('S_leg.elevation:level S_leg.sense:image left', 'leg', 'is stretched out to the image left', 'are stretched out to the image left'),
-    ('S_leg.elevation:level S_leg.sense:image right', 'leg', 'is stretched out to the image right', 'are stretched out to the image right'),
+    ('S_leg.elevation:level S_leg.sense:image left S_knee.bend:straight', 'leg', 'is stretched out to the image left', 'are stretched out to the image left'),
+    ('S_leg.elevation:level S_leg.sense:image right S_knee.bend:straight', 'leg', 'is stretched out to the image right', 'are stretched out to the image right'),
     ('S_thigh.elevation:level S_thigh.sense:image left S_knee.bend:bent', 'knee', 'is bent with the thigh pointing to the image left', 'are bent with the thighs pointing to the image left'),
     ('S_thigh.elevation:level S_thigh.sense:image right S_knee.bend:bent', 'knee', 'is bent with the thigh pointing to the image right', 'are bent with the thighs pointing to the image right'),
     ('S_knee.bend:sharply bent', 'knee', 'is sharply bent', 'are sharply bent'), ('S_knee.bend:bent', 'knee', 'is bent', 'are bent'),
@@ -157,7 +157,7 @@ def write(
     F = {f.id: f for f in facts}; out, posture = _whole(F, who); limbs = []
     for clauses in (_trunk(F, posture), _arms(F), _legs(F, posture)):
         if clauses: limbs.append(Sentence(_cap(_join(c[0] for c in clauses[:3])), tuple(i for c in clauses[:3] for i in c[1])))
-    if not out and who != 'The person' and limbs: limbs[0] = Sentence(f'{who}: {limbs[0].text[0].lower()}{limbs[0].text[1:]}', limbs[0].facts)
-    out += limbs + _hidden(F) + (_sure(F) if confidence else [])
-    if not out: out = [Sentence(f'Too little of {who[0].lower() + who[1:]} can be seen to say anything.', ())]
-    return Text(tuple(out))
+    out += limbs + _hidden(F)
+    if not out: out = [Sentence('Nothing about the pose is sure enough to be said.', ())]
+    if not out[0].text.startswith(who) and who != 'The person': out[0] = Sentence(f'{who}: {out[0].text[0].lower()}{out[0].text[1:]}', out[0].facts)
+    return Text(tuple(out + (_sure(F) if confidence else [])))
