@@ -82,7 +82,7 @@ def targets(ms:MapStack, truth:Poses): # (N,K,H,W), (N,K)
 # %% ../../nbs/refine/08_se.ipynb #77533ddb
 def train_refiner(
     ms:MapStack, truth:Poses, # in the same order
-    kind:str='se', rounds:int=2, steps:int=200, batch:int=32, lr:float=2e-3, width:int=48, ratio:int=4, seed:int=0,
+    kind:str='se', rounds:int=2, steps:int=200, batch:int=32, lr:float=5e-3, width:int=48, ratio:int=4, seed:int=0,
     seconds:float=60., # at most
 ) -> Refiner:
     "A refiner for these members."
