@@ -2480,6 +2480,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'posellm/refine/postprocess.py'),
                                             'posellm.refine.postprocess.Visibility.from_dict': ( 'refine/postprocess.html#visibility.from_dict',
                                                                                                  'posellm/refine/postprocess.py'),
+                                            'posellm.refine.postprocess.Visibility.sure': ( 'refine/postprocess.html#visibility.sure',
+                                                                                            'posellm/refine/postprocess.py'),
                                             'posellm.refine.postprocess.Visibility.to_dict': ( 'refine/postprocess.html#visibility.to_dict',
                                                                                                'posellm/refine/postprocess.py'),
                                             'posellm.refine.postprocess._logit': ( 'refine/postprocess.html#_logit',

@@ -173,7 +173,7 @@ def predict(
     paths = sources_of(source, url)
     est, texts = Estimator(model or weights, boxes=boxes, stage=stage, device=device, flip=flip, weights=weights if model else None, urls=url), []
     def seen(results):
-        for r in results: texts.append(str(r) if len(paths) == 1 and r.frame is None else f'{r.file}{"" if r.frame is None else f" frame {r.frame}"}: {len(r)} people. {r.text}'); yield r
+        for r in results: texts.append(str(r) if len(paths) == 1 and r.frame is None else f'{r.file}{"" if r.frame is None else f" frame {r.frame}"}: {len(r)} {"person" if len(r) == 1 else "people"}. {r.text}'); yield r
     got = save_results(seen(est.stream(paths, every)), out, pictures, skipped=est.skipped)
     skipped = [str(e) for e in est.skipped]
     if not got['images']: raise PoseError('no image could be read', file=source[0], found=f'{len(skipped)} broken', todo=skipped[0] if skipped else None)

@@ -157,7 +157,7 @@ def write(
     F = {f.id: f for f in facts}; out, posture = _whole(F, who); limbs = []
     for clauses in (_trunk(F, posture), _arms(F), _legs(F, posture)):
         if clauses: limbs.append(Sentence(_cap(_join(c[0] for c in clauses[:3])), tuple(i for c in clauses[:3] for i in c[1])))
-    if not out and who != 'The person' and limbs: limbs[0] = Sentence(f'{who}: {limbs[0].text[0].lower()}{limbs[0].text[1:]}', limbs[0].facts)
-    out += limbs + _hidden(F) + (_sure(F) if confidence else [])
-    if not out: out = [Sentence(f'Too little of {who[0].lower() + who[1:]} can be seen to say anything.', ())]
-    return Text(tuple(out))
+    out += limbs + _hidden(F)
+    if not out: out = [Sentence('Nothing about the pose is sure enough to be said.', ())]
+    if not out[0].text.startswith(who) and who != 'The person': out[0] = Sentence(f'{who}: {out[0].text[0].lower()}{out[0].text[1:]}', out[0].facts)
+    return Text(tuple(out + (_sure(F) if confidence else [])))
