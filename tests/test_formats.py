@@ -318,3 +318,28 @@ def test_the_command(tmp_path, capsys):
         assert code == 2 and word in said and 'Traceback' not in said and not (tmp_path / 'x').exists(), (args, said)
     assert call(['convert', '--formats']) == 0
     assert all(re.search(rf'^{f}\b', said, re.M) for said in [capsys.readouterr().out] for f in FORMATS)
+
+
+@pytest.mark.parametrize('name', ('yolo', 'mpii_json', 'lspet', 'aic'))
+def test_check_of_other_formats(tmp_path, capsys, name):
+    """check, with results and with a corrected copy, works on what is no COCO file."""
+    from posellm.app.cli import call
+    made = make(name)
+    lay(tmp_path / 'in', made)
+    p = read(tmp_path / 'in')
+    rows = [dict(image_id=int(i), category_id=1, keypoints=np.c_[k, np.ones(len(k))].ravel().tolist(), score=.9) for i, k in zip(p.image_id, p.xy)]
+    (tmp_path / 'r.json').write_text(json.dumps(rows))
+    assert call(['check', str(tmp_path / 'in'), '--no-images', '--json', '--results', str(tmp_path / 'r.json'), '--fix', str(tmp_path / 'fixed'), '--fix-images', 'none']) in (0, 1)
+    got = json.loads(capsys.readouterr().out)
+    assert sum(s['labelled'] for s in got['splits'].values()) == 4 and got['notes'] and got['results']['people'] == 4
+    q = read(tmp_path / 'fixed')
+    assert np.array_equal(q.xy, made.xy) and (q.vis == made.vis).all()
+    if q.skeleton.sigmas is not None:
+        assert call(['eval', str(tmp_path / 'in'), str(tmp_path / 'r.json'), '--split', 'all', '--resamples', '20', '--json']) == 0
+        assert json.loads(capsys.readouterr().out)['results'][0]['AP'] == pytest.approx(1)
+
+
+def test_an_archive_is_to_be_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / 'task.zip', 'w') as z: z.writestr('annotations.xml', '<annotations/>')
+    with pytest.raises(PoseError) as e: open_source(tmp_path / 'task.zip')
+    assert 'unpack' in e.value.todo

@@ -103,7 +103,7 @@ def top(version: Annotated[bool, typer.Option('--version', callback=_version, is
 @app.command(epilog='Example:  posellm run --gpu cpu --data synth --name demo --chapters 00,01,06 -p seed 1')
 def run(
     gpu: Annotated[Optional[str], typer.Option(metavar='NAME', help='Hardware preset: tiny, cpu, mps, gtx1650, ..., auto.')] = None,
-    data: Annotated[Optional[str], typer.Option(metavar='NAME|PATH', help='synth, or the folder of a COCO keypoint data set.')] = None,
+    data: Annotated[Optional[str], typer.Option(metavar='NAME|PATH', help='synth, or a data set of any known format (posellm convert --formats).')] = None,
     name: Annotated[Optional[str], typer.Option(metavar='RUN', help='Name of the run; outputs go to runs/RUN.')] = None,
     chapters: Annotated[Optional[str], typer.Option(metavar='LIST', help='For instance 00,01,06 or 00-06; default: all.')] = None,
     param: Annotated[Optional[list[str]], typer.Option('-p', '--param', metavar='KEY VALUE', help='A parameter of one of the chapters; may be repeated.')] = None,
@@ -122,9 +122,9 @@ def run(
 # %% ../../nbs/app/04_cli.ipynb #e5237f10
 @app.command(name='eval', epilog='Example:  posellm eval truth.json mine.json theirs.json      or:  posellm eval --weights runs/demo --data data/raw')
 def evaluate(
-    files: Annotated[Optional[list[str]], typer.Argument(metavar='[TRUTH RESULTS...]', help='A COCO annotation file (or data set folder) and results files.')] = None,
+    files: Annotated[Optional[list[str]], typer.Argument(metavar='[TRUTH RESULTS...]', help='An annotation file (or data set folder) of any known format, and COCO results files.')] = None,
     weights: Annotated[Optional[str], typer.Option(metavar='RUN|FILE|NAME', help='Measure this model on --data instead.')] = None,
-    data: Annotated[Optional[str], typer.Option(metavar='PATH', help='COCO keypoint data set for --weights.')] = None,
+    data: Annotated[Optional[str], typer.Option(metavar='PATH', help='Data set for --weights, of any known format.')] = None,
     stage: Annotated[Optional[str], typer.Option(metavar='CHAPTER', help='Chapter of the run to take the weights from.')] = None,
     split: Annotated[str, typer.Option(help='Split of a data set folder.')] = 'val',
     boxes: Annotated[Optional[str], typer.Option(metavar='truth|auto|whole|FILE|DETECTOR', help='With --weights: boxes to predict in (default truth). With files: only a remark for the output.')] = None,

@@ -45,6 +45,7 @@ class Case:
     size: np.ndarray # (N,2) width and height of the annotation's image by its record, NaN when unknown
     crowd: np.ndarray # (N,) bool
     scan: object = None # `Scan` of the images, when they were looked at
+    converted: bool = False # `data` was made from a file of another format
     prints: object = None # `Prints` of the images, when they were compared
 
     @cached_property

@@ -9,11 +9,13 @@ __all__ = ['check']
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from ..core.errors import PoseError
 from ..core.files import read_json
 from ..core.log import Progress
-from .case import Case, build_case
-from .layout import find_layout, folders_above, locate_files
+from .case import Case, build_case, is_id
+from .layout import folders_above, locate_files
 from .alike import print_images
 from . import anatomy, conventions # their rules register themselves
 from .findings import Finding, Report
@@ -35,19 +37,23 @@ def _run_rules(case: Case) -> list:
         if h.count: out.append(Finding(r.id, r.severity, case.split, case.file, h.count, r.why, r.todo, h.examples, h.ids, h.of))
     return out
 
-def _scan_case(case: Case, decode) -> Scan:
-    scan, records = Scan(), [im for im in case.table.values() if im.get("path")]
+def _scan_case(case: Case, decode) -> Case:
+    "The case with its images looked at; sizes that the records lack are those of the files."
+    scan, records, sizes = Scan(), [im for im in case.table.values() if im.get("path")], {}
     with Progress(len(records), f"looking at {case.split} images", "images") as bar:
-        for im in records: look_at(dict(im), scan, decode); bar.step(bad=len(scan.bad))
-    return scan
+        for im in records:
+            look_at(im := dict(im), scan, decode); bar.step(bad=len(scan.bad))
+            if all(type(im.get(k)) in (int, float) for k in ("width", "height")): sizes[im["id"]] = im["width"], im["height"]
+    size = np.array([sizes.get(a.get("image_id") if is_id(a.get("image_id")) else None, s) for a, s in zip(case.anns, case.size)], float).reshape(-1, 2)
+    return replace(case, scan=scan, size=np.where(np.isfinite(case.size), case.size, np.where(size > 0, size, np.nan)))
 
 def _look(case: Case, decode, alike, notes) -> Case:
     "The case with its images looked at."
-    scan = _scan_case(case, decode); good = [im for i, im in case.table.items() if im.get("path") and i not in scan.bad]
+    case = _scan_case(case, decode); good = [im for i, im in case.table.items() if im.get("path") and i not in case.scan.bad]
     if len(good) > alike:
         if alike: notes.append(f"{case.split}: nearly equal images were not looked for among {len(good)} (more than {alike})")
-        return replace(case, scan=scan)
-    return replace(case, scan=scan, prints=print_images(good, f"comparing {case.split} images"))
+        return case
+    return replace(case, prints=print_images(good, f"comparing {case.split} images"))
 
 def _unreadable(e: PoseError, split, file) -> Finding:
     return Finding("unreadable", "error", split, str(e.file or file), 1, f"{e.what[:1].upper()}{e.what[1:]}; nothing else can be checked.", e.todo or "Pass a COCO keypoint data set.", [str(e)])
@@ -68,36 +74,26 @@ def _from_poses(p: Poses, file, split) -> Case:
     d = p.to_coco(); d["images"] = [dict(im) for im in p.images]
     return build_case(d, file, split)
 
-def _other_formats(source, why: PoseError, images, notes) -> tuple:
-    "Cases of a data set that is not COCO: its reader makes `Poses`, what it had to understand is noted."
-    try: src = open_source(source)
-    except PoseError: return [], [_unreadable(why, "", source)]
-    cases, found = [], []
-    for split, part in src.parts.items():
-        try: poses, done = part.read(None)
-        except PoseError as e: found.append(_unreadable(e, split, part.file)); continue
-        notes += [f"{split}: read as {src.format}"] + [f"{split}: {what} ({n})" for what, n in done.items()]
-        cases.append(_with_paths(_from_poses(poses, str(part.file), split), part.folder, part.folder, folders_above(part.file), images))
-    return cases, found or ([] if cases else [_unreadable(why, "", source)])
+def _understood(part, split, format, notes) -> Case:
+    "A COCO file as it is; of any other format what its reader makes of it, which is noted."
+    if part.coco: return build_case(read_json(part.file, "a COCO annotation file"), part.file, split)
+    poses, done = part.read(None)
+    notes += [f"{split}: read as {format}"] + [f"{split}: {what} ({n})" for what, n in done.items()]
+    return replace(_from_poses(poses, str(part.file), split), converted=True)
 
 # %% ../../nbs/data/02_check.ipynb #8ba0c714
 def _cases(source, images, large, notes) -> tuple:
     "The annotation files of a path (or the Poses) taken apart, findings for those that cannot be, and large files, as (split, file)."
     if isinstance(source, Poses): return [_from_poses(source, source.file or "poses", "poses")], [], []
     cases, found, streams = [], [], []
-    try: layout = find_layout(source)
-    except PoseError as e: return *_other_formats(source, e, images, notes), []
-    for split, (file, folder) in layout.items():
+    try: src = open_source(source)
+    except PoseError as e: return [], [_unreadable(e, "", source)], []
+    for split, part in src.parts.items():
         try:
-            if Path(file).stat().st_size > large: streams.append((split, file)); continue
-            case = build_case(read_json(file, "a COCO annotation file"), file, split)
-        except PoseError as e:
-            c, f = _other_formats(file, e, images, notes) if e.field != "top level" or not str(e.found).startswith(("a COCO results", "a list of detected")) else ([], [_unreadable(e, split, file)])
-            cases += c; found += [replace(x, split=split) for x in f]; continue
-        cases.append(_with_paths(case, folder, source if Path(source).is_dir() else folder, folders_above(file), images))
-    if not cases and not streams and Path(source).is_dir() and len(layout) == 1: # perhaps another json of the folder was meant
-        c, f = _other_formats(source, PoseError(""), images, notes)
-        if c: cases, found = c, f
+            if part.coco and Path(part.file).stat().st_size > large: streams.append((split, part.file)); continue
+            case = _understood(part, split, src.format, notes)
+        except PoseError as e: found.append(_unreadable(e, split, part.file)); continue
+        cases.append(_with_paths(case, part.folder, source if Path(source).is_dir() else part.folder, folders_above(part.file), images))
     return cases, found, streams
 
 def check(

@@ -223,7 +223,7 @@ def open_source(
     if hits: return Source(name := next(iter(hits)), p, hits[name])
     if faults: raise next(iter(faults.values()))
     here = ', '.join(sorted(x.name for x in p.iterdir())[:8]) or 'an empty folder' if p.is_dir() else _what(p)
-    raise PoseError('no pose data found', file=p, found=here, allowed='; '.join(f'{f.name}: {f.needs}' for f in FORMATS.values()), todo='pass the annotation file itself, or the folder that holds it')
+    raise PoseError('no pose data found', file=p, found=here, allowed='; '.join(f'{f.name}: {f.needs}' for f in FORMATS.values()), todo='unpack it first, and pass the folder' if head(p)[:4] == b'PK\3\4' or head(p)[:2] == b'\x1f\x8b' else 'pass the annotation file itself, or the folder that holds it')
 
 def _open_as(p, name) -> Source:
     if name not in FORMATS and name not in DIALECTS: raise unknown('format', name, [*FORMATS, *DIALECTS])
