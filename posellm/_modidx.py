@@ -871,6 +871,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'posellm.data.results.stops': ('data/results.html#stops', 'posellm/data/results.py')},
             'posellm.data.rules': { 'posellm.data.rules.Hits': ('data/rules.html#hits', 'posellm/data/rules.py'),
                                     'posellm.data.rules.Rule': ('data/rules.html#rule', 'posellm/data/rules.py'),
+                                    'posellm.data.rules._in_image': ('data/rules.html#_in_image', 'posellm/data/rules.py'),
                                     'posellm.data.rules._looks_xyxy': ('data/rules.html#_looks_xyxy', 'posellm/data/rules.py'),
                                     'posellm.data.rules.all_equal': ('data/rules.html#all_equal', 'posellm/data/rules.py'),
                                     'posellm.data.rules.annotation_record': ('data/rules.html#annotation_record', 'posellm/data/rules.py'),

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.errors import PoseError
-from ..core.files import write_json
+from ..core.files import read_json, write_json
 from ..core.log import log
+from ..core.paths import assets
 from ..core.run import Run
 from ..data.guard import record_use
-from ..explain.facts import find_facts, fit_facts
+from ..explain.facts import find_facts, fit_facts, usual_meaning
 from ..explain.judge import count, holds, in_frame, known_people
 from ..explain.schema import CATEGORIES
 from ..metrics.calibration import labelled_pairs, reliability
 from ..models.weights import load_model
-from ..refine.postprocess import finish, fit_finish, one_by_one, read_maps, smooth_maps, versions_of, visibility_score
+from ..refine.postprocess import Finish, finish, fit_finish, one_by_one, read_maps, smooth_maps, versions_of, visibility_score
 from .data import data_of_run
 from .eval import load_row
 from .stage1 import run_stage1
@@ -36,16 +36,16 @@ def _substitute(cfg, run:Run, data, seed, steps=60): # folder of a chapter 1 tha
     home = run.dir/'substitute'; shutil.copytree(run.other('00_data'), home/'00_data', dirs_exist_ok=True); (home/'01_stage1').mkdir(parents=True, exist_ok=True)
     run_stage1(cfg, Run(home, '01_stage1', force=True), data, seed, steps=min(steps, (cfg.steps or (0, steps))[1])); return home
 
-def incoming(cfg, run:Run, data:str='synth', seed:int=0) -> dict: # split -> (truth, predictions, row)
+def incoming(cfg, run:Run, data:str='synth', seed:int=0) -> dict: # split -> (truth, predictions, row); calib only where the data have that part
     "Results of the nearest earlier chapter, with the truth they belong to."
-    parts, _, folder = data_of_run(run, cfg, data, seed)
-    if 'calib' not in parts: raise PoseError('this data set has no part to learn on', file=folder, field='calib', found=list(parts), allowed='a calib part (chapter 00 sets one aside where train has 100 people or more)')
-    source = run if all(run.upstream(s) for s in ('calib', 'val')) else Run(_substitute(cfg, run, data, seed), '05_postprocess_llm')
+    parts, _, folder = data_of_run(run, cfg, data, seed); want = [s for s in ('calib', 'val') if s in parts]
+    source = run if all(run.upstream(s) for s in want) else Run(_substitute(cfg, run, data, seed), '05_postprocess_llm')
     out = {}
-    for s in ('calib', 'val'):
+    for s in want:
         row = source.upstream(s); truth, pred = load_row(row)
         for im in truth.images: im.setdefault('path', next((q['path'] for q in parts[s].images if q['id'] == im['id']), None))
         out[s] = (posed(truth), pred, row)
+    if 'calib' not in out: log('postprocess').info('these data have no calib part: nothing is learned here, and confidences are read as those of the embedded network')
     return out
 
 # %% ../../nbs/05_postprocess_llm.ipynb #0e5b7c03
@@ -64,6 +64,7 @@ def map_versions(net, people) -> dict: # name -> Poses
 # %% ../../nbs/05_postprocess_llm.ipynb #bdac8b70
 def finish_and_mean(got:dict, name:str=''): # Finish, Meaning, {name: Poses of val}
     "Learn on calib, apply to val step by step."
+    if 'calib' not in got: f = Finish.from_dict(read_json(assets()/'finish.json')); return f, usual_meaning(), versions_of(got['val'][1], f)
     truth, pred, _ = got['calib']; f = fit_finish(truth, pred)
     true = holds(*known_people(truth)[:2]) if generated(truth) else None
     meaning = fit_facts(truth, finish(pred, f), true=true, name=name)
@@ -105,7 +106,7 @@ def leave(run:Run, cfg, got, f, meaning, versions, first, steps, judged, seed:in
     def row(name, p, split, role):
         file = f"results_{name.replace(' ', '_').replace(',', '')}_{split}.json"; p.save(run.dir/file)
         rows.append(dict(row=name, results=file, truth=f'../00_data/{split}.json', data=base['data'], split=split, role=role, boxes=base['boxes'], seed=seed, train_seconds=0, people_per_s=base.get('people_per_s'), params=base.get('params'), settings=dict(after=f"{base['stage']}: {base['row']}")))
-    row('post-processed', finish(got['calib'][1], f), 'calib', 'calibration')
+    if 'calib' in got: row('post-processed', finish(got['calib'][1], f), 'calib', 'calibration')
     for name, p in first.items(): row(name, p, 'val', 'heldout')
     names = list(versions)
     for name in names[:-1]: row(name, versions[name], 'val', 'heldout')
@@ -123,7 +124,8 @@ def run_postprocess(
     cfg, run:Run, data:str='synth', seed:int=0, maps:bool=True, n:int=1000,
 ): # (Finish, Meaning, rows of steps, rows of facts)
     "The whole chapter but for its pictures."
-    got = incoming(cfg, run, data, seed); record_use(run.dir, got['calib'][0], 'calibration', 'confidences, visibility and the meaning of facts were learned on these people')
+    got = incoming(cfg, run, data, seed)
+    if 'calib' in got: record_use(run.dir, got['calib'][0], 'calibration', 'confidences, visibility and the meaning of facts were learned on these people')
     net = network_of(run) if maps else None; first = map_versions(net, got['val'][0]) if net is not None else {}
     f, meaning, versions = finish_and_mean(got, run.name)
     steps = (one_by_one(got['val'][0], first, n, seed) if first else []) + one_by_one(got['val'][0], versions, n, seed)
