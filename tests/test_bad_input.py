@@ -140,7 +140,7 @@ def test_unknown_preset_and_field():
 
 
 def test_unknown_chapter_parameter_and_config_key(tmp_path):
-    chapters = pytest.importorskip("posellm.app.chapters")
+    from posellm.app import chapters, config
     nb = tmp_path / "01_x.ipynb"
     nb.write_text(json.dumps(dict(cells=[dict(cell_type="code", source=["epochs: int = 3 # how many"], metadata=dict(tags=["parameters"]))])))
     for values, word in ((dict(epoch=3), "epoch"), (dict(epochs="many"), "epochs")):
@@ -149,7 +149,7 @@ def test_unknown_chapter_parameter_and_config_key(tmp_path):
         assert word in f"{e.value.field} {e.value.found}"
     (tmp_path / "c.yaml").write_text("gpu: [tiny\n")
     for f in (tmp_path / "c.yaml", tmp_path / "no.yaml"):
-        with pytest.raises(PoseError) as e: chapters.read_config(f)
+        with pytest.raises(PoseError) as e: config.read_config(f)
         complete(e.value, "file", "field", "todo")
 
 

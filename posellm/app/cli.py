@@ -103,7 +103,7 @@ def top(version: Annotated[bool, typer.Option('--version', callback=_version, is
 @app.command(epilog='Example:  posellm run --gpu cpu --data synth --name demo --chapters 00,01,06 -p seed 1')
 def run(
     gpu: Annotated[Optional[str], typer.Option(metavar='NAME', help='Hardware preset: tiny, cpu, mps, gtx1650, ..., auto.')] = None,
-    data: Annotated[Optional[str], typer.Option(metavar='NAME|PATH', help='synth, or the folder of a COCO keypoint data set.')] = None,
+    data: Annotated[Optional[str], typer.Option(metavar='NAME|PATH', help='synth, or a data set of any known format (posellm convert --formats).')] = None,
     name: Annotated[Optional[str], typer.Option(metavar='RUN', help='Name of the run; outputs go to runs/RUN.')] = None,
     chapters: Annotated[Optional[str], typer.Option(metavar='LIST', help='For instance 00,01,06 or 00-06; default: all.')] = None,
     param: Annotated[Optional[list[str]], typer.Option('-p', '--param', metavar='KEY VALUE', help='A parameter of one of the chapters; may be repeated.')] = None,
@@ -122,9 +122,9 @@ def run(
 # %% ../../nbs/app/04_cli.ipynb #e5237f10
 @app.command(name='eval', epilog='Example:  posellm eval truth.json mine.json theirs.json      or:  posellm eval --weights runs/demo --data data/raw')
 def evaluate(
-    files: Annotated[Optional[list[str]], typer.Argument(metavar='[TRUTH RESULTS...]', help='A COCO annotation file (or data set folder) and results files.')] = None,
+    files: Annotated[Optional[list[str]], typer.Argument(metavar='[TRUTH RESULTS...]', help='An annotation file (or data set folder) of any known format, and COCO results files.')] = None,
     weights: Annotated[Optional[str], typer.Option(metavar='RUN|FILE|NAME', help='Measure this model on --data instead.')] = None,
-    data: Annotated[Optional[str], typer.Option(metavar='PATH', help='COCO keypoint data set for --weights.')] = None,
+    data: Annotated[Optional[str], typer.Option(metavar='PATH', help='Data set for --weights, of any known format.')] = None,
     stage: Annotated[Optional[str], typer.Option(metavar='CHAPTER', help='Chapter of the run to take the weights from.')] = None,
     split: Annotated[str, typer.Option(help='Split of a data set folder.')] = 'val',
     boxes: Annotated[Optional[str], typer.Option(metavar='truth|auto|whole|FILE|DETECTOR', help='With --weights: boxes to predict in (default truth). With files: only a remark for the output.')] = None,
@@ -173,7 +173,7 @@ def predict(
     paths = sources_of(source, url)
     est, texts = Estimator(model or weights, boxes=boxes, stage=stage, device=device, flip=flip, weights=weights if model else None, urls=url), []
     def seen(results):
-        for r in results: texts.append(str(r) if len(paths) == 1 and r.frame is None else f'{r.file}{"" if r.frame is None else f" frame {r.frame}"}: {len(r)} people. {r.text}'); yield r
+        for r in results: texts.append(str(r) if len(paths) == 1 and r.frame is None else f'{r.file}{"" if r.frame is None else f" frame {r.frame}"}: {len(r)} {"person" if len(r) == 1 else "people"}. {r.text}'); yield r
     got = save_results(seen(est.stream(paths, every)), out, pictures, skipped=est.skipped)
     skipped = [str(e) for e in est.skipped]
     if not got['images']: raise PoseError('no image could be read', file=source[0], found=f'{len(skipped)} broken', todo=skipped[0] if skipped else None)
@@ -184,6 +184,7 @@ def predict(
 # %% ../../nbs/app/04_cli.ipynb #83b95b13
 from .cli_check import register as register_check
 from .cli_data import register as register_data_verbs
+from .cli_fuse import register as register_fuse
 from .cli_words import register as register_word_verbs
 from .convert import register as register_convert
 from .cli_refine import register as register_refine_verb
@@ -191,6 +192,7 @@ from .cli_refine import register as register_refine_verb
 # %% ../../nbs/app/04_cli.ipynb #77d51471
 register_check(app)
 register_data_verbs(app)
+register_fuse(app)
 register_word_verbs(app)
 register_convert(app)
 register_refine_verb(app)

@@ -13,14 +13,13 @@ import typer
 from ..core.errors import PoseError
 
 # %% ../../nbs/app/05a_cli_check.ipynb #677b2a36
-def truth_for(report, results) -> str: # annotation file
-    "The annotation file of a report that results are probably for."
+def truth_for(report, results): # Case
+    "The annotations of a report that results are probably for."
     from posellm.core.files import read_json
     r = read_json(results, "a COCO results file"); rows = r if isinstance(r, list) else next((v for v in r.values() if isinstance(v, list)), []) if isinstance(r, dict) else []
     ids = {str(x.get("image_id")) for x in rows if isinstance(x, dict)}
     if not report.cases: raise PoseError("there is no truth to hold the results against", file=report.path, todo="check the data set alone first")
-    best = max(report.cases, key=lambda c: len(ids & set(map(str, c.table))))
-    return best.file
+    return max(report.cases, key=lambda c: len(ids & set(map(str, c.table))))
 
 def results_lines(why) -> list:
     "What stands in the results, and why they score as they do."
@@ -49,7 +48,7 @@ def check(
     report = look(dataset, images=images, decode=decode); lines, code = [report.text()], report.exit_code
     if results:
         from posellm.data.why import explain_results
-        report.results = explain_results(file := truth_for(report, results), results); report.results['truth_images'] = next(len(c.table) for c in report.cases if c.file == file)
+        case = truth_for(report, results); report.results = explain_results(case.data if case.converted else case.file, results); report.results.update(truth=case.file, truth_images=len(case.table))
         lines += results_lines(report.results); code = max(code, int(bool(report.results['steps'])))
     if sheet or as_json: report.sheet = {c.split: data_sheet(c) for c in report.cases}
     if sheet: lines += [line for name, s in report.sheet.items() for line in ['', f'{name}:', *(f'  {x}' for x in sheet_lines(s))]]

@@ -61,7 +61,7 @@ def found(self:Result) -> Facts:
     if self._facts is None:
         trust = self.poses.conf if self.poses.vis is None else trust_in_labels(self.poses)[0]
         crop = crop_numbers(self.poses, trust, lambda rec: self.image)
-        self._facts = find_facts(self.poses, self.meaning, crop=crop, visibility=None if self.poses.vis is not None else self.vis if self.visibility is not None else None)
+        self._facts = find_facts(self.poses, self.meaning, crop=crop, visibility=self.visibility.sure(self.poses) if self.visibility is not None and self.poses.vis is None and len(self) else None)
     return self._facts
 
 def explain(self:Result, by=None) -> list: # of Text, one for each person

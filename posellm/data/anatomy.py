@@ -92,7 +92,7 @@ def facing_told(
 # %% ../../nbs/data/01c_anatomy.ipynb #77213d6f
 def _judged(case):
     "Evidence for every person of a case, or None where the set cannot be judged."
-    if not len(case.kpts) or not facing_told(case.kpts, case.joints): return None
+    if not len(case.kpts) or not case.seen_told or not facing_told(case.kpts, case.joints): return None
     return np.where(case.crowd[case.rows], 0, side_evidence(case.kpts, case.joints)[0])
 
 def _set_exchanged(e) -> bool:
@@ -116,7 +116,7 @@ def sides_set(case):
 
 @rule("sides-doubt", "warning", "By their shoulders and hips most people would be seen from behind; photographs rarely are so, exchanged sides are.", "Look at a few people: is the amber side their own left? The skeleton has no face, so geometry alone cannot decide.")
 def sides_doubt(case):
-    if not len(case.kpts) or facing_told(case.kpts, case.joints): return Hits()
+    if not len(case.kpts) or not case.seen_told or facing_told(case.kpts, case.joints): return Hits()
     pairs = side_pairs(case.joints); r, size, known = body_frame(case.kpts, pairs)
     a = sum((_across(case.kpts, pairs.get(p), r, size, .05) for p in ("shoulder", "hip")), np.zeros(len(r)))
     clear = known & (np.abs(a) > .8) & ~case.crowd[case.rows]

@@ -45,12 +45,18 @@ class Case:
     size: np.ndarray # (N,2) width and height of the annotation's image by its record, NaN when unknown
     crowd: np.ndarray # (N,) bool
     scan: object = None # `Scan` of the images, when they were looked at
+    converted: bool = False # `data` was made from a file of another format
     prints: object = None # `Prints` of the images, when they were compared
 
     @cached_property
     def on(self) -> np.ndarray:
-        "(M,K) labelled keypoints."
-        return self.kpts[..., 2] > 0
+        "(M,K) labelled keypoints; 3 is AI Challenger's word for not labelled."
+        return (self.kpts[..., 2] > 0) & (self.kpts[..., 2] <= 2)
+
+    @cached_property
+    def seen_told(self) -> bool:
+        "Do nearly all visibilities mean what COCO means? Otherwise nothing may be concluded from visible and hidden."
+        return bool(np.isin(self.kpts[..., 2], (0, 1, 2)).mean() > .99) if self.kpts.size else True
 
     @property
     def joints(self) -> list:
@@ -88,6 +94,7 @@ def build_case(
     d, # parsed json
     file="annotations",
     split="train",
+    table=None, K:int=None, # of a larger file that this is a piece of: its images, its number of keypoints
 ) -> Case: # PoseError when it is no COCO annotation file at all
     "Take a COCO file apart; single broken entries are left to the rules."
     missing = [k for k in ("images", "annotations", "categories") if not isinstance(d, dict) or not isinstance(d.get(k), list)]
@@ -95,13 +102,13 @@ def build_case(
         found, todo = what_kind(d)
         raise PoseError("not a COCO annotation file", file=file, field=", ".join(missing) if isinstance(d, dict) else "top level", found=found, allowed="an object with the lists images, annotations, categories", todo=todo)
     d, done = number_ids(d)
-    table = {}
+    table = {} if table is None else table
     for im in d["images"]:
         if isinstance(im, dict) and is_id(im.get("id")): table.setdefault(im["id"], im)
     anns = [a for a in d["annotations"] if isinstance(a, dict)]
     names = [str(n) for n in _category(d).get("keypoints") or ()] if isinstance(_category(d).get("keypoints"), list) else []
     lengths = Counter(len(a["keypoints"])//3 for a in anns if numbers(a.get("keypoints")) and a["keypoints"] and len(a["keypoints"]) % 3 == 0)
-    K = len(names) if len(names) in lengths or not lengths else lengths.most_common(1)[0][0]
+    K = K if K is not None else len(names) if len(names) in lengths or not lengths else lengths.most_common(1)[0][0]
     rows = [i for i, a in enumerate(anns) if K and numbers(a.get("keypoints"), 3*K)]
     records = [table.get(a.get("image_id") if is_id(a.get("image_id")) else None, {}) for a in anns]
     size = np.c_[_number_column([r.get("width") for r in records]), _number_column([r.get("height") for r in records])].reshape(-1, 2)

@@ -9,18 +9,21 @@ __all__ = ['check']
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from ..core.errors import PoseError
 from ..core.files import read_json
 from ..core.log import Progress
-from .case import Case, build_case
-from .formats import open_source
+from .case import Case, build_case, is_id
 from .layout import folders_above, locate_files
 from .alike import print_images
 from . import anatomy, conventions # their rules register themselves
 from .findings import Finding, Report
+from .formats import open_source
 from .pictures import leaks
 from .rules import RULES
 from .scan import Scan, look_at
+from .stream import check_stream
 from ..pose.poses import Poses
 
 # %% ../../nbs/data/02_check.ipynb #b13adc0a
@@ -34,19 +37,23 @@ def _run_rules(case: Case) -> list:
         if h.count: out.append(Finding(r.id, r.severity, case.split, case.file, h.count, r.why, r.todo, h.examples, h.ids, h.of))
     return out
 
-def _scan_case(case: Case, decode) -> Scan:
-    scan, records = Scan(), [im for im in case.table.values() if im.get("path")]
+def _scan_case(case: Case, decode) -> Case:
+    "The case with its images looked at; sizes that the records lack are those of the files."
+    scan, records, sizes = Scan(), [im for im in case.table.values() if im.get("path")], {}
     with Progress(len(records), f"looking at {case.split} images", "images") as bar:
-        for im in records: look_at(dict(im), scan, decode); bar.step(bad=len(scan.bad))
-    return scan
+        for im in records:
+            look_at(im := dict(im), scan, decode); bar.step(bad=len(scan.bad))
+            if all(type(im.get(k)) in (int, float) for k in ("width", "height")): sizes[im["id"]] = im["width"], im["height"]
+    size = np.array([sizes.get(a.get("image_id") if is_id(a.get("image_id")) else None, s) for a, s in zip(case.anns, case.size)], float).reshape(-1, 2)
+    return replace(case, scan=scan, size=np.where(np.isfinite(case.size), case.size, np.where(size > 0, size, np.nan)))
 
 def _look(case: Case, decode, alike, notes) -> Case:
     "The case with its images looked at."
-    scan = _scan_case(case, decode); good = [im for i, im in case.table.items() if im.get("path") and i not in scan.bad]
+    case = _scan_case(case, decode); good = [im for i, im in case.table.items() if im.get("path") and i not in case.scan.bad]
     if len(good) > alike:
         if alike: notes.append(f"{case.split}: nearly equal images were not looked for among {len(good)} (more than {alike})")
-        return replace(case, scan=scan)
-    return replace(case, scan=scan, prints=print_images(good, f"comparing {case.split} images"))
+        return case
+    return replace(case, prints=print_images(good, f"comparing {case.split} images"))
 
 def _unreadable(e: PoseError, split, file) -> Finding:
     return Finding("unreadable", "error", split, str(e.file or file), 1, f"{e.what[:1].upper()}{e.what[1:]}; nothing else can be checked.", e.todo or "Pass a COCO keypoint data set.", [str(e)])
@@ -55,45 +62,57 @@ def _counts(case: Case) -> dict:
     return dict(file=case.file, images=len(case.table), annotations=len(case.anns), labelled=int((case.on.any(1) & ~case.crowd[case.rows]).sum()), keypoints=case.K,
                 visibility={v: int((case.kpts[..., 2] == v).sum()) for v in (0, 1, 2)})
 
-# %% ../../nbs/data/02_check.ipynb #13e61783
-def _as_coco(part, split, notes) -> dict:
-    "A COCO file as it is; any other format as its reader understands it, which is said."
-    if part.coco: return read_json(part.file, "a COCO annotation file")
-    poses, done = part.read(None); d = poses.to_coco()
-    notes += [f"{split}: {what} ({n})" for what, n in done.items()]
-    return d
+# %% ../../nbs/data/02_check.ipynb #b324c0ff
+def _with_paths(case, folder, root, above, images) -> Case:
+    "The case with the place of each image file."
+    if not images: return case
+    named = [im for im in case.table.values() if isinstance(im.get("file_name"), str) and im["file_name"]]
+    files = locate_files([im["file_name"] for im in named], folder, root, above)
+    return replace(case, table={**case.table, **{im["id"]: {**im, "path": f} for im, f in zip(named, files)}})
 
-def _cases(source, images, notes) -> tuple:
-    "The annotation files of a path (or the Poses) taken apart, and findings for those that cannot be."
-    if isinstance(source, Poses):
-        d = source.to_coco(); d["images"] = [dict(im) for im in source.images]
-        return [build_case(d, source.file or "poses", "poses")], []
-    cases, found = [], []
-    try: parts = open_source(source).parts
-    except PoseError as e: return [], [_unreadable(e, "", source)]
-    for split, part in parts.items():
-        file, folder = part.file, part.folder
-        try: case = build_case(_as_coco(part, split, notes), file, split)
-        except PoseError as e: found.append(_unreadable(e, split, file)); continue
-        if images:
-            named = [im for im in case.table.values() if isinstance(im.get("file_name"), str) and im["file_name"]]
-            files = locate_files([im["file_name"] for im in named], folder, source if Path(source).is_dir() else folder, folders_above(file))
-            case = replace(case, table={**case.table, **{im["id"]: {**im, "path": f} for im, f in zip(named, files)}})
-        cases.append(case)
-    return cases, found
+def _from_poses(p: Poses, file, split) -> Case:
+    d = p.to_coco(); d["images"] = [dict(im) for im in p.images]
+    return build_case(d, file, split)
+
+def _understood(part, split, format, notes) -> Case:
+    "A COCO file as it is; of any other format what its reader makes of it, which is noted."
+    if part.coco: return build_case(read_json(part.file, "a COCO annotation file"), part.file, split)
+    poses, done = part.read(None)
+    notes += [f"{split}: read as {format}"] + [f"{split}: {what} ({n})" for what, n in done.items()]
+    return replace(_from_poses(poses, str(part.file), split), converted=True)
+
+# %% ../../nbs/data/02_check.ipynb #8ba0c714
+def _cases(source, images, large, notes) -> tuple:
+    "The annotation files of a path (or the Poses) taken apart, findings for those that cannot be, and large files, as (split, file)."
+    if isinstance(source, Poses): return [_from_poses(source, source.file or "poses", "poses")], [], []
+    cases, found, streams = [], [], []
+    try: src = open_source(source)
+    except PoseError as e: return [], [_unreadable(e, "", source)], []
+    for split, part in src.parts.items():
+        try:
+            if part.coco and Path(part.file).stat().st_size > large: streams.append((split, part.file)); continue
+            case = _understood(part, split, src.format, notes)
+        except PoseError as e: found.append(_unreadable(e, split, part.file)); continue
+        cases.append(_with_paths(case, part.folder, source if Path(source).is_dir() else part.folder, folders_above(part.file), images))
+    return cases, found, streams
 
 def check(
-    source, # data set folder or annotation file of any known format, or Poses
+    source, # data set folder or annotation file of any format that is known, or Poses
     images=True, # look at the image files too
     decode=False, # decode every image: finds damage in the middle of a file, takes longer
     alike=20_000, # look for nearly equal images in splits of at most so many; 0: never
+    large=500*2**20, # bytes from which a json is read piece by piece, labels only
 ) -> Report:
     "Everything that is wrong with a data set. Never raises for what is in the files."
-    notes = []; cases, found = _cases(source, images, notes)
+    notes = []; cases, found, streams = _cases(source, images, large, notes)
     report = Report(str(source) if not isinstance(source, Poses) else repr(source), findings=found, images=images, notes=notes)
     for n, case in enumerate(cases):
         report.splits[case.split] = _counts(case)
         if images: cases[n] = case = _look(case, decode, alike, report.notes)
         report.findings += _run_rules(case)
     report.findings += leaks(cases, images); report.cases = cases
+    for split, file in streams:
+        try: report.splits[split], f, more, case = check_stream(file, split)
+        except PoseError as e: report.findings.append(_unreadable(e, split, file)); continue
+        report.findings += f; report.notes += more; report.cases.append(case)
     return report.sort()

@@ -53,11 +53,12 @@ def area_is_box(case):
 @rule("one-based", "warning", "Coordinates are counted from 1 (MATLAB's way): everything is shifted by one pixel, which matters for small people and strict thresholds.", "Subtract 1 from x and y of keypoints and boxes; `--fix` does it.")
 def one_based(case):
     use = ~case.crowd; xy = case.kpts[use[case.rows]][case.on[use[case.rows]]][:, :2]; b = case.bbox[use & np.isfinite(case.bbox).all(1)]
-    if len(xy) < 100 or xy.min() < 1 or (len(b) and b[:, :2].min() < .5): return Hits()
-    size = np.broadcast_to(case.size[case.rows][:, None], case.kpts[..., :2].shape)[use[case.rows]][case.on[use[case.rows]]]
-    at_end, beyond, at_one = int((xy == size).sum()), int((xy > size).sum()), int((b[:, :2] == 1).sum())
-    kept, piled = at_end >= 3 and not beyond, at_one >= max(3, .01*b[:, :2].size)
-    said = [f"{at_end} keypoints lie exactly at the width or height of their image, one beyond the last pixel, and none left of or above 1"]*kept + [f"{at_one} boxes begin at exactly 1, none at 0"]*piled
+    if len(xy) < 100 or xy.min() < .5 or (len(b) and b[:, :2].min() < .5): return Hits()
+    size = np.broadcast_to(case.size[case.rows][:, None], case.kpts[..., :2].shape)[use[case.rows]][case.on[use[case.rows]]]; end = case.size[use & np.isfinite(case.bbox).all(1)]
+    near = lambda x, y: np.abs(x - y) < .006
+    at_end, beyond, at_one, past = int((xy == size).sum()), int((xy > size).sum()), int(near(b[:, :2], 1).sum()), int(near(b[:, :2] + b[:, 2:], end + 1).sum())
+    said = [f"{at_end} keypoints lie exactly at the width or height of their image, one beyond the last pixel, and none left of or above 1"]*(at_end >= 3 and not beyond)
+    said += [f"{at_one} box sides lie at exactly 1 and none before it, {past} end one pixel behind the image"]*(at_one + past >= max(3, .01*b[:, :2].size) and at_one > 0)
     return Hits(int(case.on.any(1).sum()), said) if said else Hits()
 
 # %% ../../nbs/data/01d_conventions.ipynb #56368189

@@ -55,8 +55,10 @@ def looks(file, kind) -> bool:
     return bool(re.match(_signs[kind], h, re.S)) and not (kind == 'labelme' and re.match(_signs['coco'], h, re.S))
 
 def _jsons(folder, kind, below=('', 'annot', 'annotations', 'labels')) -> list:
-    "Files of a kind in a folder and in the usual ones below it."
-    return [f for b in below if (folder/b).is_dir() for f in sorted((folder/b).glob('*.json')) if looks(f, kind)]
+    "Files of a kind in a folder and in the usual ones below it; beside them, a file that is no json any more is an error, not a smaller set."
+    every = [f for b in below if (folder/b).is_dir() for f in sorted((folder/b).glob('*.json'))]; found = [f for f in every if looks(f, kind)]
+    if broken := [f for f in every if found and f.parent in {g.parent for g in found} and head(f)[:1] not in (b'[', b'{')]: raise PoseError('a file beside the annotations is damaged', file=broken[0], found=_what(broken[0]), allowed='json', todo='fetch it again, or put it elsewhere')
+    return found
 
 def one_per_split(files, what, folder) -> dict: # split -> file
     "Files by the split in their name; two for one split are an error."
@@ -162,15 +164,16 @@ def _find_npz(path) -> dict:
     if len(files) > 1: raise PoseError('several .npz files', file=path, found=', '.join(f.name for f in files[:5]), todo='pass the one that is meant')
     return {split_name(files[0])[0]: Part(files[0], find_images(files[0].parent, files[0]), partial(_fixed(read_h36m_npz, 'h36m-npz'), files[0]))} if files else {}
 
+def _sequences(folder) -> list:
+    "All json objects of a folder in which at least one is a PoseTrack sequence."
+    files = [f for f in sorted(folder.glob('*.json')) if head(f)[:1] != b'['] if folder.is_dir() else []
+    return files if any(looks(f, 'posetrack') for f in files) else []
+
 def _find_posetrack(path) -> dict:
     if not path.is_dir(): return {}
-    top = path if (path/'annotations').is_dir() else path.parent.parent if path.parent.name == 'annotations' else path.parent
-    if path.name in SPLITS and (fs := _jsons(path, 'posetrack', ('',))): return {SPLITS[path.name]: Part(path, top, partial(_read_posetrack, path, fs))} if len(fs) > 1 else {}
+    if path.name in SPLITS and len(fs := _sequences(path)) > 1: return {SPLITS[path.name]: Part(path, path.parent.parent if path.parent.name == 'annotations' else path.parent, partial(_read_posetrack, path, fs))}
     if any(looks(f, 'coco') for f in (path/'annotations').glob('*.json')): return {} # a merged file is there
-    out = {}
-    for w in ('train', 'val', 'test'):
-        if files := _jsons(path/'annotations'/w, 'posetrack', ('',)): out[w] = Part(path/'annotations'/w, path, partial(_read_posetrack, path/'annotations'/w, files))
-    return out
+    return {w: Part(path/'annotations'/w, path, partial(_read_posetrack, path/'annotations'/w, fs)) for w in ('train', 'val', 'test') if (fs := _sequences(path/'annotations'/w))}
 
 def _read_posetrack(folder, files, skeleton=None): return _fixed(lambda f: read_posetrack(f, files), 'posetrack18')(folder, skeleton)
 
@@ -215,12 +218,12 @@ def open_source(
         try:
             if parts := f.find(p): hits[f.name] = parts
         except PoseError as e: faults[f.name] = e
-    if len(hits) > 1 and not any(looks(x.file, 'coco') for x in hits.get('coco', {}).values()): hits.pop('coco', None) # some json, taken for COCO for want of better
+    if len(hits) + len(faults) > 1 and not any(looks(x.file, 'coco') for x in hits.get('coco', {}).values()): hits.pop('coco', None) # some json, taken for COCO for want of better
     if len(hits) > 1: raise PoseError('several formats are in this place', file=p, found='; '.join(f'{n}: {", ".join(sorted({x.file.name for x in parts.values()}))}' for n, parts in hits.items()), allowed='one', todo=f'pass the file that is meant, or --from {" or --from ".join(hits)}')
     if hits: return Source(name := next(iter(hits)), p, hits[name])
     if faults: raise next(iter(faults.values()))
     here = ', '.join(sorted(x.name for x in p.iterdir())[:8]) or 'an empty folder' if p.is_dir() else _what(p)
-    raise PoseError('no pose data found', file=p, found=here, allowed='; '.join(f'{f.name}: {f.needs}' for f in FORMATS.values()), todo='pass the annotation file itself, or the folder that holds it')
+    raise PoseError('no pose data found', file=p, found=here, allowed='; '.join(f'{f.name}: {f.needs}' for f in FORMATS.values()), todo='unpack it first, and pass the folder' if head(p)[:4] == b'PK\3\4' or head(p)[:2] == b'\x1f\x8b' else 'pass the annotation file itself, or the folder that holds it')
 
 def _open_as(p, name) -> Source:
     if name not in FORMATS and name not in DIALECTS: raise unknown('format', name, [*FORMATS, *DIALECTS])

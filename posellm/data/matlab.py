@@ -42,9 +42,10 @@ def read_h5(file, names, optional=()) -> dict: # name -> array
 
 # %% ../../nbs/data/42_matlab.ipynb #cc50348f
 def records(x) -> list:
-    "The records in an array of records; [] for anything else."
+    "The records in an array of records, or in a cell array of such; [] for anything else."
     if hasattr(x, '_fieldnames'): return [x]
-    return [r for r in np.asarray(x, object).ravel() if hasattr(r, '_fieldnames')] if isinstance(x, np.ndarray) else []
+    if not isinstance(x, np.ndarray) or x.dtype != object: return []
+    return [r for y in x.ravel() for r in ([y] if hasattr(y, '_fieldnames') else records(y) if isinstance(y, np.ndarray) and y is not x else [])]
 
 def field_of(r, name):
     "A field of a record, or None."

@@ -55,7 +55,7 @@ def _plain(c: Change) -> dict: return {k: v for k, v in asdict(c).items() if k !
 
 def _mend_split(case, gone, out, images, only) -> tuple: # changes by rule, file
     "Mend one annotation file and write it."
-    d = read_json(case.file) if Path(case.file).is_file() else case.data
+    d = read_json(case.file) if Path(case.file).is_file() and not case.converted else case.data
     done = apply_remedies(d, case.file, case.split, only)
     made = sum(len(c) for r, c in done.items() if r.startswith("area-"))
     if made: d["area_source"] = f"mended: mask, else box*0.53, for {made} of {len(d['annotations'])}" # what was made here must not pass for measured

@@ -137,7 +137,7 @@ def names_missing(case): return Hits(1, [f"no keypoint names in the categories; 
 @rule("names-order", "error", "The names are those of a known skeleton in another order: weights and OKS sigmas would go to the wrong joints.", "Reorder names and keypoints, or make a skeleton file for this order.")
 def names_order(case):
     mine = [n.lower() for n in case.names]
-    if any(mine == [n.lower() for n in get_skeleton(s).keypoints] for s in list_skeletons()): return Hits() # AI Challenger and LSP have the same names, each in its order
+    if any([n.lower() for n in get_skeleton(s).keypoints] == mine for s in list_skeletons()): return Hits()
     for s in list_skeletons():
         theirs = [n.lower() for n in get_skeleton(s).keypoints]
         if sorted(theirs) == sorted(mine) and mine:
@@ -166,12 +166,14 @@ def visibility(case):
     hint = " (AI Challenger's convention?)" if (v == 3).any() and not (v == 0).any() else " (scores?)" if (v != v.round()).any() else ""
     return people(case, case.rows[bad.any(1)], lambda i: f"visibility {sorted(set(np.array(case.anns[i]['keypoints'][2::3])) - {0, 1, 2})[:3]}{hint}")
 
+def _in_image(wh) -> str: return f"in an image of {wh[0]:g} x {wh[1]:g}" if np.isfinite(wh).all() else "(the size of the image is unknown)"
+
 @rule("keypoints-outside", "warning", "A labelled keypoint outside its image is a slip, or the image has another size than the labels.", "Look at the examples; correct them or set v to 0.")
 def keypoints_outside(case):
     size = case.size[case.rows][:, None]
     out = case.on & ((case.kpts[..., :2] < -1) | (case.kpts[..., :2] > size + 1)).any(-1)
     at = dict(zip(case.rows.tolist(), range(len(case.rows))))
-    def say(i): m = at[i]; j = int(np.argmax(out[m])); return f"keypoint {j} at ({case.kpts[m, j, 0]:g}, {case.kpts[m, j, 1]:g}) in an image of {case.size[i, 0]:g} x {case.size[i, 1]:g}"
+    def say(i): m = at[i]; j = int(np.argmax(out[m])); return f"keypoint {j} at ({case.kpts[m, j, 0]:g}, {case.kpts[m, j, 1]:g}) {_in_image(case.size[i])}"
     return people(case, case.rows[out.any(1)].tolist(), say)
 
 # %% ../../nbs/data/01b_rules.ipynb #a5ba984b
@@ -193,7 +195,7 @@ def normalised(case):
 
 @rule("num-keypoints", "warning", "num_keypoints should count keypoints with v above 0; evaluation ignores people where it says 0.", "Count it anew; posellm uses the visibilities for training.")
 def num_keypoints(case):
-    bad = [(i, n) for i, n in zip(case.rows.tolist(), case.on.sum(1).tolist()) if case.anns[i].get("num_keypoints") is not None and case.anns[i]["num_keypoints"] != n]
+    bad = [(i, n) for i, n, any_ in zip(case.rows.tolist(), case.on.sum(1).tolist(), (case.kpts[..., 2] > 0).sum(1).tolist()) if case.anns[i].get("num_keypoints") is not None and case.anns[i]["num_keypoints"] not in (n, any_)]
     count = dict(bad)
     return people(case, list(count), lambda i: f"num_keypoints {case.anns[i]['num_keypoints']!r}, labelled are {count[i]}")
 
@@ -244,7 +246,7 @@ def box_xyxy(case): return people(case, _looks_xyxy(case), lambda i: f"bbox {cas
 @rule("box-outside", "info", "A box that reaches outside its image is fine for cropping, but some tools refuse it.", "Clip the boxes if another tool needs it.")
 def box_outside(case):
     b = case.bbox
-    return people(case, ((b[:, :2] < -1) | (b[:, :2] + b[:, 2:] > case.size + 1)).any(1) & ~_looks_xyxy(case), lambda i: f"bbox {case.anns[i]['bbox']} in {case.size[i, 0]:g} x {case.size[i, 1]:g}")
+    return people(case, ((b[:, :2] < -1) | (b[:, :2] + b[:, 2:] > case.size + 1)).any(1) & ~_looks_xyxy(case), lambda i: f"bbox {case.anns[i]['bbox']} {_in_image(case.size[i])}")
 
 # %% ../../nbs/data/01b_rules.ipynb #d3d054a9
 @rule("box-keypoints", "warning", "Half or more of a person's visible keypoints lie outside the box (hidden ones may): it belongs to somebody else, or its format is wrong.", "Check box and keypoints of the examples.")
@@ -252,7 +254,7 @@ def box_keypoints(case):
     b = case.bbox[case.rows]; lo, wh = b[:, None, :2], b[:, None, 2:]
     slack = np.maximum(.05*np.abs(wh), 2)
     seen = case.kpts[..., 2] == 2
-    if not seen.any(): seen = case.on # a set that does not tell hidden from visible
+    if not seen.any() or not case.seen_told: seen = case.on # a set that does not tell hidden from visible
     out = seen & ((case.kpts[..., :2] < lo - slack) | (case.kpts[..., :2] > lo + wh + slack)).any(-1)
     return people(case, case.rows[(out.sum(1)*2 >= seen.sum(1)) & out.any(1)], lambda i: f"bbox {case.anns[i]['bbox']}")
 

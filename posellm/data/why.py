@@ -168,11 +168,25 @@ def _form_steps(pair) -> list:
         steps.append(dict(id=id, says=w[0], field=w[1], do=w[2], before=before, after=pair.ap, stopped=reason))
     return steps
 
+def _two_at_once(t, p, ap, used):
+    "Two faults may hide each other: the pair of corrections that raises AP most, where none does alone."
+    best = None
+    for a, f in NUMBER:
+        for one in (f(t, p) if a not in used | {"scores", "crowded", "missing-images"} else ()):
+            mid = _ap(one[0], one[1])
+            for b, g in NUMBER:
+                for two in (g(one[0], one[1]) if b not in used | {a} else ()):
+                    if (end := _ap(two[0], two[1])) > max(ap + .05, best[0] if best else 0): best = end, (a, one, ap, mid), (b, two, mid, end)
+    if best is None: return None
+    return [dict(id=id, says=x[2], field=x[3], do=x[4], before=b4, after=af, stopped="") for id, x, b4, af in best[1:]], best[2][1][0], best[2][1][1], best[0]
+
+# %% ../../nbs/data/04c_why.ipynb #ffadb076
 def _number_steps(t, p, most=4) -> tuple:
     steps, ap, used = [], _ap(t, p), set()
     while len(steps) < most:
         tries = [(id, *got, _ap(got[0], got[1])) for id, f in NUMBER if id not in used for got in f(t, p)]
         tries = [x for x in tries if x[-1] - ap >= max(.02, .05*ap)]
+        if not tries and (pair := _two_at_once(t, p, ap, used)): steps += pair[0]; used |= {s["id"] for s in pair[0]}; t, p, ap = pair[1:]; continue
         if not tries: break
         id, t2, p2, says, field, do, best = max(tries, key=lambda x: x[-1])
         steps.append(dict(id=id, says=says, field=field, do=do, before=ap, after=best, stopped="")); t, p, ap = t2, p2, best; used.add(id)

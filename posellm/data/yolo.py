@@ -46,14 +46,12 @@ def keypoint_shape(
     columns:int, # of a line
     third=None, # (n,) every third number after the box: the visibility, if there is one
     file=None,
-) -> tuple: # K, 2 or 3
+) -> tuple: # K, 3
     "How many keypoints, of how many numbers, when no data.yaml tells it."
     if columns == 5: raise PoseError('these labels have boxes and no keypoints', file=file, found='5 numbers a line', allowed='5 + 3 per keypoint', todo='export the pose labels, not those of detection')
-    n, shapes = columns - 5, []
-    if n > 0 and n % 3 == 0 and np.isin(third, (0, 1, 2)).all(): shapes.append((n//3, 3))
-    if n > 0 and n % 2 == 0 and not shapes: shapes.append((n//2, 2))
-    if not shapes: raise PoseError('no number of keypoints fits these lines', file=file, found=f'{columns} numbers a line', allowed='5 + 2 or 3 per keypoint, the third being 0, 1 or 2', todo='give data.yaml with its kpt_shape')
-    return shapes[0]
+    n = columns - 5
+    if n > 0 and n % 3 == 0 and np.isin(third, (0, 1, 2)).all(): return n//3, 3
+    raise PoseError('the labels do not tell how many keypoints there are', file=file, found=f'{columns} numbers a line', allowed='5 + 3 per keypoint, the third being 0, 1 or 2', todo='give data.yaml with its kpt_shape, also where keypoints have two numbers only')
 
 # %% ../../nbs/data/41_yolo.ipynb #821a207a
 def read_yaml(file) -> dict:
@@ -144,7 +142,8 @@ def _yaml_splits(y, d, root) -> dict:
         places = d.get(split) or []
         for p in [places] if isinstance(places, str) else places if isinstance(places, list) else []:
             if not isinstance(p, str) or '\0' in p: raise PoseError('a place is not text', file=y, field=split, found=p, allowed='a folder of images')
-            found = _of_images(next((b/p for b in (root, y.parent) if (b/p).exists()), root/p), root)
+            near = p.removeprefix('../') # as Roboflow writes, and the YOLO tools read it
+            found = _of_images(next((b/q for b in (root, y.parent) for q in (p, near) if (b/q).exists()), root/p), root)
             if not found and split == 'train': raise PoseError('the images that data.yaml names are not there', file=y, field=split, found=p, allowed='a folder with images, with labels in place of images beside it', todo='correct path and train in data.yaml')
             if found: out.setdefault(split, []).extend(found)
     return out

@@ -26,7 +26,7 @@ def _personal(W, i): # posture, activity, facing
 
 def _pointing(W, i): # "points up", "stretched out to the image left", "leans to the image right", "tilted ..."
     for v in W.any(i, ('leans', 'lean', 'leaning', 'tilted', 'inclined', 'tilts', 'slanted', 'leans over')): yield from ((j, [('lean', s)]) for j, s in side_of_picture(W, W.fill(v)))
-    for v in W.any(i, ('points', 'point', 'pointing', 'directed', 'aimed', 'reaches', 'reaching')):
+    for v in W.any(i, ('points', 'point', 'pointing', 'directed', 'aimed', 'reaches', 'reaching', 'out')):
         v = W.fill(v); yield from ((j, [('sense', s)]) for j, s in side_of_picture(W, v))
         if W.w[i] in ('points', 'point', 'pointing', 'directed'):
             for j, k in W.of(v, DIRECTIONS): yield j, [k]
@@ -57,9 +57,9 @@ def _relations(W, i, last): # "above the nose", "close to the right hip and the 
             t = replace(t, parts=tuple((p, '') for p, s in t.parts if s in ('left', '')) if t.plural else t.parts) # "above the shoulders": each above its own
             yield j, [('relation', op, q) for q in t.parts]
         if op in ('above', 'below'):
-            for part in ('shoulder', 'head', 'hip', 'knee'):
+            for part in ('shoulder', 'head', 'hip', 'knee', 'eye'):
                 for tail in ('height', 'level'):
-                    if (j := W.at(k, f'{part} {tail}')) is not None: yield j, [('relation', op, (part, ''))]
+                    if (j := W.at(k, f'{part} {tail}')) is not None: yield j, [('relation', op, ('nose' if part == 'eye' else part, ''))]
 
 # %% ../../nbs/explain/14b_grammar.ipynb #288dacdf
 def predicate(W, i, last): # (j, [predicates])
@@ -146,11 +146,22 @@ def _confidence(W, i, level=None): # "confidence in the head [is low]"
                     yield W.fill(j), claims_of(PERSON, [('confidence', c)]), PERSON, None
         elif W.w[i] != 'is': yield from _confidence_in(W, k, level)
 
+def _in_brackets(W, i): # "(0.93)", a mean confidence; or nothing
+    yield i, None
+    if W.w[i:i + 1] == ['('] and W.w[i + 2:i + 3] == [')'] and NUMBER.fullmatch(W.w[i + 1]): yield i + 3, float(W.w[i + 1])
+
 def _confidence_in(W, i, level):
     for j, t in things(W, i):
         if t.quant != 'all': continue
         j = (W.any(j, ('keypoints', 'joints')) + [j])[0]
-        if level: yield W.fill(j), claims_of(t, [('confidence', level)]), t, None; continue
+        if level:
+            c = claims_of(t, [('confidence', level)])
+            for k, value in _in_brackets(W, j):
+                own = c if value is None else [replace(x, test=(x.keys[0].split(':')[0], value - .006, value + .006)) for x in c if x.keys] if len(c) == 1 else None
+                if not own: continue
+                yield W.fill(k), own, t, None
+                for m in W.any(k, ('and',)): yield from ((n, own + more, t, None) for n, more, _, _ in _confidence_in(W, m, level)) if value is not None else () # "for the head (0.93) and the legs (0.91)"
+            continue
         for v, negated in ((W.at(j, 'is'), False), (W.at(j, 'is not'), True)):
             for c, ws in LEVELS.items() if v is not None else ():
                 for m in W.any(W.fill(v), ws): yield W.fill(m), claims_of(t, [('confidence', c)], negated), t, None

@@ -32,7 +32,7 @@ def _cap(s): return s[:1].upper() + s[1:] + '.'
 
 # %% ../../nbs/explain/07_writer.ipynb #d1dbbba8
 ARM_RULES = ( # facts needed, subject, of one, of both
-    ('S_wrist.height.nose:above S_elbow.bend:straight', 'arm', 'is stretched up beside the head', 'are stretched up beside the head'),
+    ('S_arm.elevation:up S_wrist.height.nose:above S_elbow.bend:straight', 'arm', 'is stretched up', 'are stretched up'),
     ('S_wrist.height.nose:above', 'hand', 'is raised above eye level', 'are raised above eye level'),
     ('S_wrist.distance.nose:close', 'hand', 'is near the face', 'are near the face'),
     ('S_wrist.height.S_shoulder:above', 'hand', 'is raised above shoulder height', 'are raised above shoulder height'),
@@ -42,7 +42,7 @@ ARM_RULES = ( # facts needed, subject, of one, of both
     ('S_arm.elevation:level S_arm.sense:image right', 'arm', 'is held out to the image right', 'are held out to the image right'),
     ('S_wrist.distance.S_ankle:close', 'hand', 'reaches down to the ankle', 'reach down to the ankles'),
     ('S_wrist.distance.S_knee:close', 'hand', 'is near the knee', 'are near the knees'),
-    ('S_wrist.crossing:crossed', 'arm', 'is held across the body', 'are held across the body'),
+    *((f'S_wrist.crossing:crossed left_shoulder.across.right_shoulder:{w}', 'hand', 'is on the other side of the body in the image', 'are on the other side of the body in the image') for w in ('image left', 'image right')), # not for people seen from the side
     ('S_wrist.distance.O_elbow:close', 'hand', 'is near the O elbow', 'are near the opposite elbows'),
     ('S_wrist.distance.S_shoulder:close', 'hand', 'is near the shoulder', 'are near the shoulders'),
     ('S_wrist.distance.S_hip:close S_elbow.bend:bent', 'hand', 'is near the hip with the elbow bent', 'are near the hips with the elbows bent'),
@@ -57,8 +57,8 @@ ARM_RULES = ( # facts needed, subject, of one, of both
 LEG_RULES = (
     ('S_knee.height.S_hip:above', 'knee', 'is raised above hip height', 'are raised above hip height'),
     ('S_ankle.height.S_knee:above', 'foot', 'is raised above the knee', 'are raised above the knees'),
-    ('S_leg.elevation:level S_leg.sense:image left', 'leg', 'is stretched out to the image left', 'are stretched out to the image left'),
-    ('S_leg.elevation:level S_leg.sense:image right', 'leg', 'is stretched out to the image right', 'are stretched out to the image right'),
+    ('S_leg.elevation:level S_leg.sense:image left S_knee.bend:straight', 'leg', 'is stretched out to the image left', 'are stretched out to the image left'),
+    ('S_leg.elevation:level S_leg.sense:image right S_knee.bend:straight', 'leg', 'is stretched out to the image right', 'are stretched out to the image right'),
     ('S_thigh.elevation:level S_thigh.sense:image left S_knee.bend:bent', 'knee', 'is bent with the thigh pointing to the image left', 'are bent with the thighs pointing to the image left'),
     ('S_thigh.elevation:level S_thigh.sense:image right S_knee.bend:bent', 'knee', 'is bent with the thigh pointing to the image right', 'are bent with the thighs pointing to the image right'),
     ('S_knee.bend:sharply bent', 'knee', 'is sharply bent', 'are sharply bent'), ('S_knee.bend:bent', 'knee', 'is bent', 'are bent'),
@@ -95,14 +95,16 @@ def _spread_arms(F): # one arm to each side of the picture
 
 def _arms(F):
     out = _spread_arms(F) or _both_sides(F, ARM_RULES, {})
+    if len(out) > 1: out = [c for c in out if 'below shoulder height' not in c[0]] or out # said only when there is nothing better
     near = 'left_wrist.distance.right_wrist:close'
     if near in F: out.append(('the hands are close together in the image', (near,)))
     return out
 
 def _legs(F, posture):
-    out = _both_sides(F, LEG_RULES, {'foot': 'feet'})
+    rules = LEG_RULES if posture is None else [r for r in LEG_RULES if r[2] != 'points down'] # of somebody whose posture is known it says nothing
+    out = _both_sides(F, rules, {'foot': 'feet'})
     if posture in ('standing', None): # feet of somebody who sits or lies are anywhere
-        for k, text in (('left_ankle.distance.right_ankle:apart', 'the feet are wide apart'), ('left_ankle.height.right_ankle:above', 'the left foot is higher in the image than the right'), ('left_ankle.height.right_ankle:below', 'the right foot is higher in the image than the left')):
+        for k, text in (('left_ankle.distance.right_ankle:apart', 'the feet are far apart in the image'), ('left_ankle.height.right_ankle:above', 'the left foot is higher in the image than the right'), ('left_ankle.height.right_ankle:below', 'the right foot is higher in the image than the left')):
             if k in F: out.append((text, (k,)))
     return out
 
@@ -155,7 +157,7 @@ def write(
     F = {f.id: f for f in facts}; out, posture = _whole(F, who); limbs = []
     for clauses in (_trunk(F, posture), _arms(F), _legs(F, posture)):
         if clauses: limbs.append(Sentence(_cap(_join(c[0] for c in clauses[:3])), tuple(i for c in clauses[:3] for i in c[1])))
-    if not out and who != 'The person' and limbs: limbs[0] = Sentence(f'{who}: {limbs[0].text[0].lower()}{limbs[0].text[1:]}', limbs[0].facts)
-    out += limbs + _hidden(F) + (_sure(F) if confidence else [])
-    if not out: out = [Sentence(f'Too little of {who[0].lower() + who[1:]} can be seen to say anything.', ())]
-    return Text(tuple(out))
+    out += limbs + _hidden(F)
+    if not out: out = [Sentence('Nothing about the pose is sure enough to be said.', ())]
+    if not out[0].text.startswith(who) and who != 'The person': out[0] = Sentence(f'{who}: {out[0].text[0].lower()}{out[0].text[1:]}', out[0].facts)
+    return Text(tuple(out + (_sure(F) if confidence else [])))

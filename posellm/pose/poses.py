@@ -8,6 +8,7 @@ __all__ = ['Poses', 'take', 'take_images', 'image_table', 'concat', 'from_coco',
 # %% ../../nbs/pose/01_poses.ipynb #b9321c01
 from collections import Counter
 from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -92,9 +93,12 @@ def _number(a, key, default, i, anns, file, what='a number'):
     if not isinstance(v, (int, float)) or not abs(v) < 1e18: raise PoseError(f'{key} is not {what}', file=file, field=f'{_where(anns, i)}: {key}', found=v, allowed=what)
     return v
 
+_no_numbers = {str, bytes, bool, type(None), list, tuple, dict} # numpy would take '3' and true for numbers
+
 def _column(anns, key, default, file, dtype=np.int64):
     "One number per annotation; a string or null is an error that names the annotation."
-    try: out = np.array([a.get(key, default) for a in anns], dtype=float)
+    values = [a.get(key, default) for a in anns]
+    try: out = np.array(values if not _no_numbers & set(map(type, values)) else [_number(a, key, default, i, anns, file) for i, a in enumerate(anns)], dtype=float)
     except (TypeError, ValueError, OverflowError): out = np.array([_number(a, key, default, i, anns, file) for i, a in enumerate(anns)], float)
     good = np.abs(out) < 1e18 # beyond that a whole number would be cut to nonsense
     if not good.all(): i = int(np.argmin(good)); _number(anns[i], key, default, i, anns, file)
@@ -120,12 +124,14 @@ def _keypoint_array(anns, K, file):
             n = len(r) if isinstance(r, (list, tuple)) else type(r).__name__
             raise PoseError('wrong number of keypoint values', file=file, field=f'{_where(anns, i)}: keypoints', found=f'{n} values', allowed=f'{want} numbers, {K} x (x, y, v)',
                             todo='repair or remove the annotation, or name the right skeleton')
-    try: k = np.array(rows, float).reshape(len(anns), K, 3)
+    try:
+        if _no_numbers & set(map(type, chain.from_iterable(rows))): raise TypeError
+        k = np.array(rows, float).reshape(len(anns), K, 3)
     except (TypeError, ValueError, OverflowError) as e:
         i, v = next((i, v) for i, r in enumerate(rows) for v in r if isinstance(v, bool) or not isinstance(v, (int, float)) or not abs(v) < 1e15)
         raise PoseError('a keypoint value is not a number', file=file, field=f'{_where(anns, i)}: keypoints', found=v, allowed=f'{want} numbers') from e
-    if not np.isfinite(k).all():
-        i = int(np.argwhere(~np.isfinite(k))[0, 0]); raise PoseError('a keypoint value is not finite', file=file, field=f'{_where(anns, i)}: keypoints', found=rows[i])
+    if not (good := np.abs(k) < 1e15).all():
+        i = int(np.argwhere(~good)[0, 0]); raise PoseError('a keypoint value is not finite', file=file, field=f'{_where(anns, i)}: keypoints', found=rows[i])
     return k
 
 def _check_visibility(k, anns, file):
@@ -166,6 +172,7 @@ def _boxes(anns, file, key='bbox'):
     rows = [a.get(key) for a in anns]
     if rows.count(None) == len(rows): return np.full((len(anns), 4), np.nan)
     try:
+        if _no_numbers & set(map(type, chain.from_iterable(r for r in rows if r is not None))): raise TypeError
         out = np.array([_no_box if r is None else r for r in rows], float).reshape(len(anns), 4)
         if not (np.abs(out) >= 1e15).any() and not any(r is not None and None in r for r in rows): return out
     except (ValueError, TypeError, OverflowError): pass

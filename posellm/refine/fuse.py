@@ -23,6 +23,7 @@ class Knowledge:
     sigmas:np.ndarray # (K,)
     calibrators:list=None # one a member: confidence -> expected similarity
     weights:np.ndarray=None # (M,K) of the rule `keypoint`
+    quality:np.ndarray=None # (M,) mean similarity of each member's points
     spread:np.ndarray=None # (M,K) spread of each member's error, in expected spreads
     corr:np.ndarray=None # (K,M,M) covariance of the errors in expected spreads
     temper:float=1. # how far the expected spread follows the confidence: 0 not at all, 1 as calibrated
@@ -97,8 +98,8 @@ def _times(table, cols, p, d): # (M,N,K)
 
 # %% ../../nbs/refine/01_fuse.ipynb #29d686af
 def _first(stack, know, e): return (np.cumsum(stack.on, 0) == 1) & stack.on
-def _best(stack, know, e): # the member whose errors are smallest, gaps filled from the next
-    order = np.argsort(_need(know, 'spread', 'best').mean(1)); on = stack.on[order]; w = np.empty(on.shape); w[order] = (np.cumsum(on, 0) == 1) & on
+def _best(stack, know, e): # the member whose points are most alike the truth, gaps filled from the next
+    order = np.argsort(-_need(know, 'quality', 'best'), kind='stable'); on = stack.on[order]; w = np.empty(on.shape); w[order] = (np.cumsum(on, 0) == 1) & on
     return w
 def _uniform(stack, know, e): return stack.on*1.
 def _confidence(stack, know, e): return e

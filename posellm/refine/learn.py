@@ -84,7 +84,7 @@ def learn_members(
     s, t = known(stack, truth); sig = _sigmas(s.people.skeleton, sigmas); ks = similarities(s, t, sig); M = len(s.names)
     used = dict(file=truth.file, people=len(s), image_ids=sorted({int(i) for i in t.image_id}))
     cal = [fit_calibrator(s.conf[m], s.size, ks[m], kind, skeleton=s.people.skeleton.name, fitted_on=used) for m in range(M)]
-    know = Knowledge(s.names, s.people.skeleton.name, sig, cal, fitted_on=used); e = expected(s, know)
+    know = Knowledge(s.names, s.people.skeleton.name, sig, cal, quality=np.nan_to_num([np.nanmean(k) if np.isfinite(k).any() else 0. for k in ks]), fitted_on=used); e = expected(s, know)
     box = np.broadcast_to(s.size[:, None]*sig, s.on.shape)
     know.weights = keypoint_weights(s, t, sig, prior) if keypoint else None; know.fixed = error_covariance(s, t, box, prior, cut=12.); know.spread = np.sqrt(np.einsum('kmm->mk', know.fixed))
     return tempered(know, s, t, e, box, prior)
@@ -99,7 +99,7 @@ def tempered(know:Knowledge, stack:Stack, truth:Poses, e, box, prior:float=50., 
     return out
 
 # %% ../../nbs/refine/02_learn.ipynb #d972ad07
-_arrays = ('sigmas', 'weights', 'spread', 'corr', 'fixed')
+_arrays = ('sigmas', 'quality', 'weights', 'spread', 'corr', 'fixed')
 
 def knowledge_to_dict(know:Knowledge) -> dict:
     "Plain data for JSON."

@@ -68,6 +68,7 @@ class Visibility:
     "Tells three states apart."
     weights:np.ndarray # (K,2) of logit(conf), 1 -> log odds of being visible rather than occluded
     margin:float=0. # pixels beyond the edge from which a joint is outside
+    cut:float=.5 # chance of being visible below which a joint is called occluded
     fitted_on:dict=field(default_factory=dict)
     def chance(self, conf): # (N,K) -> (N,K)
         "Probability of being visible, for joints inside the picture."
@@ -75,10 +76,13 @@ class Visibility:
     def __call__(self, poses:Poses): # (N,K) int8 2, 1, 0
         "State of each keypoint."
         wh = image_sizes(poses)[:, None]; out = ((poses.xy < -self.margin) | (poses.xy > wh - 1 + self.margin)).any(-1)
-        return np.where(out, 0, np.where(self.chance(poses.conf) >= .5, 2, 1)).astype(np.int8)
-    def to_dict(self) -> dict: return dict(schema=1, weights=np.round(self.weights, 5).tolist(), margin=self.margin, fitted_on=self.fitted_on)
+        return np.where(out, 0, np.where(self.chance(poses.conf) >= self.cut, 2, 1)).astype(np.int8)
+    def sure(self, poses:Poses, least:float=.9): # (N,K) int8 2, 1, 0, and -1 where it is not clear
+        "States that can be stated."
+        v, c = self(poses), self.chance(poses.conf); return np.where(v == 0, 0, np.where(c >= least, 2, np.where(c <= 1 - least, 1, -1))).astype(np.int8)
+    def to_dict(self) -> dict: return dict(schema=1, weights=np.round(self.weights, 5).tolist(), margin=self.margin, cut=round(self.cut, 5), fitted_on=self.fitted_on)
     @classmethod
-    def from_dict(cls, d:dict) -> 'Visibility': return cls(np.array(d['weights'], float), d['margin'], d['fitted_on'])
+    def from_dict(cls, d:dict) -> 'Visibility': return cls(np.array(d['weights'], float), d['margin'], d['cut'], d['fitted_on'])
 
 def _logit(p): p = np.clip(p, 1e-3, 1 - 1e-3); return np.log(p/(1 - p))
 
@@ -88,7 +92,9 @@ def fit_visibility(truth:Poses, pred:Poses, few:int=40) -> Visibility:
     fit = lambda a, b: logistic_fit(a[:, None], b*1.) if 0 < b.sum() < len(b) else np.array([0., 4. if b.all() else -4.])
     every = fit(x[on], v[on] == 2)
     enough = lambda k: min((v[:, k] == 2).sum(), (v[:, k] == 1).sum()) >= few
-    return Visibility(np.stack([fit(x[on[:, k], k], v[on[:, k], k] == 2) if enough(k) else every for k in range(truth.K)]), fitted_on=dict(file=truth.file, people=len(m)))
+    out = Visibility(np.stack([fit(x[on[:, k], k], v[on[:, k], k] == 2) if enough(k) else every for k in range(truth.K)]), fitted_on=dict(file=truth.file, people=len(m)))
+    out.cut = float(np.quantile(out.chance(pred.conf[m])[on], (v[on] == 1).mean())) if on.any() else .5
+    return out
 
 def visibility_score(
     vis:Visibility, truth:Poses, pred:Poses,

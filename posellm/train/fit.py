@@ -63,10 +63,14 @@ class Feed:
 
     def batch(self, host) -> tuple: # x (B,3,h,w), target, weight (B,K), labelled (B,K)
         "The batch on the device: pixels normalised, targets encoded."
+        return self.pixels(host), *self.targets(host['view'])
+
+    def pixels(self, host) -> torch.Tensor: # (B,3,h,w) normalised
+        "The crops of a batch, as the network sees them."
         v, dev, spec = host['view'], self.device, self.spec
         if 'pixels' in host: px = torch.from_numpy(host['pixels'])
         else: px = render_torch(torch.from_numpy(host['stored']).to(dev, non_blocking=True), host['to_store'], v, self.store.input_hw, self.cfg.augment.blur)
-        return normalise(px, spec.mean, spec.std, spec.channels), *self.targets(v)
+        return normalise(px, spec.mean, spec.std, spec.channels)
 
     def targets(self, view) -> tuple: # target, weight (B,K), labelled (B,K)
         "What the network should answer; written into the same memory every time."
@@ -235,7 +239,7 @@ def check_in(self:Fit, journal, numbers:dict):
     "Validate, write a line of history, keep the weights when they are the best so far."
     line = dict(step=self.step, epoch=self.step/self.epoch_steps, phase=self.cfg.phases[self.phase].name, **numbers)
     if self.val is not None:
-        d, _ = self.validate(self.cfg.val_flip); line.update(ap=d['ap'], val_loss=d['val_loss'])
+        d, _ = self.validate(self.cfg.val_flip); line.update({k: v for k, v in d.items() if k not in ('stats', 'people_per_s')})
         rank = [d['ap'], -d['val_loss']] if self.cfg.best == 'ap' else [-d['val_loss']]
     else: rank = [float(self.step)]
     journal.line(line); self.history = journal.history; self.trips = 0

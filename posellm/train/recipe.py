@@ -143,6 +143,7 @@ def param_groups(
     layer_decay:float=1., # learning rate of a layer / of the next one up
 ) -> list: # groups for an optimizer; "scale" is the factor of the learning rate
     "Trainable parameters by depth and by weight decay."
+    if hasattr(model, 'nets'): return [g for n in model.nets for g in param_groups(n, weight_decay, layer_decay)] # a pair of networks
     layers = layer_groups(model); top, groups = layers[-1][0], []
     for depth, named in layers:
         for decays in (True, False):

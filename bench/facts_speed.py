@@ -1,0 +1,36 @@
+"""How many people a second get all their facts (trust, geometry, states, probabilities): by the clock in one process and two, and by the processor time of one, which other work on the machine does not change. The peer is the same work done person by person, by processor time too."""
+import json
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+import numpy as np
+
+from posellm.explain.facts import find_facts
+from posellm.metrics.oks import make_people
+from posellm.pose.skeleton import get_skeleton
+
+
+def people(n=4000): return make_people(n // 2, 2, get_skeleton('coco17'), noise=1., predictions=True)
+
+
+def work(part):  # seconds of one part of the people
+    p = people()[part[0]:part[1]]; t = time.perf_counter(); find_facts(p); return time.perf_counter() - t
+
+
+def main():
+    p = people(); find_facts(p[:200]); runs = []
+    with ProcessPoolExecutor(2) as pool:
+        list(pool.map(work, [(0, 100), (100, 200)]))
+        for _ in range(5):
+            t, c = time.perf_counter(), time.process_time(); find_facts(p); one, cpu = time.perf_counter() - t, time.process_time() - c
+            c = time.process_time(); [find_facts(p[i:i + 1]) for i in range(60)]; single = (time.process_time() - c) / 60
+            both = max(pool.map(work, [(0, len(p) // 2), (len(p) // 2, len(p))]))
+            runs.append((len(p) / one, 1 / single, len(p) / both, len(p) / cpu))
+    one, single, both, cpu = np.median(runs, 0); single = 1 / single
+    out = dict(what='people per second for all facts of predictions', people=len(p), per_cpu_second=round(cpu), one_process=round(one), two_processes=round(both), one_by_one=round(1 / single), ratio_to_one_by_one=round(cpu * single, 1), runs=5, best_one=round(max(r[0] for r in runs)), best_two=round(max(r[2] for r in runs)))
+    print(json.dumps({'facts of people': {'ours': out['per_cpu_second'], 'peer': out['one_by_one'], 'unit': 'people/s', 'peer_name': 'person by person', **out}}))
+
+
+if __name__ == '__main__': main()

@@ -1,0 +1,111 @@
+"Configuration files: ours, those of the source projects, and the record of a run."
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from posellm.app import config
+from posellm.app.chapters import chapter_params, find_chapters
+from posellm.app.pipeline import make_plan, record
+from posellm.core.errors import PoseError
+from posellm.core.log import log
+from posellm.stages.stage1 import stage1_settings
+from posellm.train.hardware import preset, resolve
+
+ROOT = Path(__file__).resolve().parents[1]
+NESTED = '''
+model: {name: sapiens_2b, backbone: vit_2b, pretrained: true, pretrained_path: facebook/sapiens-pretrain-1b-torchscript, num_keypoints: 17, input_size: [384, 288], heatmap_size: [96, 72]}
+dataset: {image_dir: data/coco/images, train_annotations: data/coco/annotations/a_train.json, val_annotations: data/coco/annotations/a_val.json, num_workers: 2, unlabeled: {image_dir: data/external, num_samples: 5000}}
+training: {mixed_precision: true, phase1: {epochs: 10, learning_rate: 5.0e-4, freeze_backbone: true, batch_size: 2, gradient_accumulation_steps: 16}, phase2: {epochs: 100, learning_rate: 5.0e-4, freeze_backbone: false, batch_size: 2, gradient_accumulation_steps: 16}}
+ssl: {ssl_weight: 0.5, multi_path: {num_hard_augmentations: 3}}
+logging: {use_wandb: true}
+'''
+CONSTANTS = 'ROOT_DIR: ROOT\nUSE_RAW: true\nBATCH_SIZE: 8\nNUM_EPOCHS: 25\nLEARNING_RATE: 1.0e-3\nIMG_SIZE: 256\nHEATMAP_SIZE: 64\nNUM_KEYPOINTS: 17\nNUM_WORKERS: 1\nLR_SCHEDULER_STEP_SIZE: 10\nLR_SCHEDULER_GAMMA: 0.5\nCHECKPOINT_DIR: checkpoints\nMODEL_SAVE_NAME: best.pth\nMAX_SAMPLES: 500\n'
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    (tmp_path/'data'/'coco'/'annotations').mkdir(parents=True); monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('POSELLM_ROOT', str(ROOT)); monkeypatch.setenv('POSELLM_RUNS', str(tmp_path/'runs'))
+    return tmp_path
+
+
+def written(home, text, name='c.yaml'): (home/name).write_text(text); return home/name
+
+
+def test_every_key_of_the_sources_is_understood_and_does_what_it_says(home):
+    assert set(config.flatten(yaml.safe_load(NESTED))) | set(yaml.safe_load(CONSTANTS)) == set(config.source_keys())
+    plan = make_plan(config=written(home, NESTED), name='a', chapters='00,01'); ps = plan.steps[1][2]
+    assert ps['model'] == 'sapiens-2b' and ps['weights'] == 'hub:facebook/sapiens-pretrain-1b-torchscript' and ps['wandb'] is True and ps['data'] == str(home/'data'/'coco')
+    cfg = preset('gtx1650', **ps['over']); name, start, f = stage1_settings(cfg, model=ps['model'], weights=ps['weights'], phases=ps['phases'], wandb=ps['wandb'])
+    assert (cfg.input_hw, cfg.batch, cfg.accumulate, cfg.workers) == ((384, 288), 2, 16, 2) and f.loggers == ('tensorboard', 'wandb')
+    assert [(p.epochs, p.lr, p.frozen, p.steps) for p in f.phases] == [(10, 5e-4, True, 0), (100, 5e-4, False, 0)]
+    flat = yaml.safe_dump(config.flatten(yaml.safe_load(NESTED))) # the same keys with dots instead of blocks
+    assert make_plan(config=written(home, flat), name='a', chapters='00,01').steps[1][2] == ps
+
+
+def test_constants_of_the_resnet_framework(home):
+    ps = make_plan(config=written(home, CONSTANTS.replace('ROOT\n', f'{home}/data/coco\n')), name='a', chapters='00,01', params=dict(seed=1)).steps[1][2]
+    cfg = resolve('cpu', **ps['over'])[0]; name, start, f = stage1_settings(cfg, model=ps['model'], lr=ps['lr'], phases=ps['phases'])
+    assert name == 'resnet_seed' and [(p.epochs, p.lr, p.every, p.gamma, p.schedule) for p in f.phases] == [(25, 1e-3, 10, .5, 'step')]
+    assert (f.batch, f.best, f.optimizer, cfg.workers) == (8, 'loss', 'adam', 1) and cfg.input_hw == (256, 256)
+    assert make_plan(config=home/'c.yaml', name='a', chapters='00').steps[0][2]['limit'] == 500
+
+
+@pytest.mark.parametrize('text, words', [
+    ('model: {nam: x}', ["'model.nam'", "did you mean 'model.name'"]),
+    ('training: {phase3: {epochs: 3}}', ['training.phase3.epochs', 'did you mean']),
+    ('BATCHSIZE: 8', ["did you mean 'BATCH_SIZE'"]),
+    ('model: {name: sapiens_3b}', ['unknown model', 'sapiens']),
+    ('model: {input_size: [384, 288], heatmap_size: [64, 48]}', ['quarter']),
+    ('model: {input_size: big}', ['not a size']),
+    ('training: {phase1: {batch_size: 2}, phase2: {batch_size: 4}}', ['one batch']),
+    ('dataset: {train_annotations: a/annotations/t.json, val_annotations: b/annotations/v.json}', ['different data sets']),
+    ('ssl: {multi_path: {num_hard_augmentations: 9}}', ['1 to 4']),
+    ('over: 3', ['over']),
+    ('[1, 2]', ['key: value']),
+])
+def test_anything_else_is_refused(home, text, words):
+    with pytest.raises(PoseError) as e: make_plan(config=written(home, text), name='a', chapters='00,01')
+    assert all(w in str(e.value) for w in (*words, 'c.yaml')), str(e.value)
+
+
+@pytest.mark.parametrize('over, phases, word', [(dict(bathc=2), {}, 'batch'), ({}, dict(phase9={}), 'phase2'), ({}, dict(phase1=dict(epoch=3)), 'epochs')])
+def test_blocks_of_ours_are_checked(over, phases, word):
+    with pytest.raises(PoseError, match=f"did you mean '{word}'"): stage1_settings(preset('tiny', **over), phases=phases)
+
+
+def test_what_has_no_effect_is_said(home, caplog):
+    log('config').propagate = True
+    with caplog.at_level('INFO'): make_plan(config=written(home, NESTED), name='a', chapters='00,01')
+    said = '\n'.join(r.getMessage() for r in caplog.records)
+    assert 'model.backbone has no effect: model.name decides it' in said and 'of no use to the chosen chapters' in said and 'unlabeled' in said
+
+
+def test_a_run_can_be_repeated_from_its_record(home):
+    first = make_plan(gpu='tiny', data='synth', name='a', chapters='00,01', params=dict(seed=3, lr='1e-2', over={'batch': 4})); record(first)
+    d = json.loads((home/'runs'/'a'/'config.json').read_text()); assert d['parameters']['01_stage1']['lr'] == .01
+    again = make_plan(config=home/'runs'/'a'/'config.json', name='b')
+    assert [s for s, _, _ in again.steps] == ['00_data', '01_stage1']
+    strip = lambda plan: [{k: v for k, v in ps.items() if k != 'run'} for _, _, ps in plan.steps]
+    assert strip(again) == strip(first)
+    (home/'runs'/'a'/'00_data').mkdir(); (home/'runs'/'a'/'00_data'/'data.json').write_text('{}')
+    with pytest.raises(PoseError, match='already under that name'): make_plan(config=home/'runs'/'a'/'config.json') # never over the first by itself
+    assert make_plan(config=home/'runs'/'a'/'config.json', force=True).name == 'a'
+    del d['parameters']; (home/'old.json').write_text(json.dumps(d))
+    with pytest.raises(PoseError, match='not made by posellm run'): make_plan(config=home/'old.json', name='b')
+
+
+def test_the_preset_that_was_used_is_repeated(home):
+    run = make_plan(gpu='auto', name='a', chapters='01'); record(run)
+    f = home/'runs'/'a'/'config.json'; d = json.loads(f.read_text()); d['chapters'] = {'01_stage1': dict(preset=preset('t4').to_dict())}; f.write_text(json.dumps(d))
+    assert make_plan(config=f, name='b').steps[0][2]['gpu'] == 't4'
+
+
+def test_example_files_serve_papermill_too():
+    chapters = find_chapters(ROOT/'nbs'); known = {n for p in chapters.values() for n in chapter_params(p)} | {'chapters'}
+    for f in (ROOT/'configs').glob('*.yaml'):
+        d = yaml.safe_load(f.read_text()); assert set(d) <= known, f.name
+        from papermill.parameterize import parameterize_path # papermill's own reading of -f is a plain YAML mapping
+        assert parameterize_path(str(f), {}) == str(f) and not any(isinstance(v, dict) for k, v in d.items() if k not in config.own_blocks)

@@ -1,0 +1,175 @@
+"""Facts, words, results, gallery: what must hold for any people, and what a browser sees."""
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from posellm.app.gallery import save_results
+from posellm.app.result import Result
+from posellm.core.errors import PoseError
+from posellm.explain.crop import sharpness
+from posellm.explain.facts import Meaning, exchanged, find_facts, mirror_poses, usual_meaning
+from posellm.explain.schema import CATEGORIES, category, compare, mirrored, mirrored_key
+from posellm.explain.writer import Sentence, Text, write
+from posellm.metrics.oks import make_people
+from posellm.pose.skeleton import get_skeleton
+from posellm.refine.postprocess import clip_to_image, finish, fit_finish
+
+COCO17 = get_skeleton('coco17')
+KEYS = [c.key for c in CATEGORIES]
+
+
+def crowd(seed, predictions=True, n=40):
+    p = make_people(n, 2, COCO17, seed=seed, noise=1., predictions=predictions)
+    return replace(p, conf=np.random.default_rng(seed).random(p.conf.shape)) if predictions else p
+
+
+# ---- what can be said
+
+def test_every_category_has_a_mirror_image_and_logic_is_consistent():
+    for a in KEYS:
+        assert mirrored_key(mirrored_key(a)) == a
+        for b in (x.key for x in CATEGORIES if x.measure == category(a).measure):
+            there, back = compare(a, b), compare(b, a)
+            assert dict(same='same', implies='implied', implied='implies', excludes='excludes', unrelated='unrelated')[there] == back
+            assert compare(mirrored_key(a), mirrored_key(b)) == there
+
+
+def test_no_statement_speaks_of_depth():
+    for c in CATEGORIES: assert not re.search(r'\b(behind|in front|closer to the camera|nearer|deep|forward|backward)', c.clause), c.clause
+
+
+# ---- facts
+
+@settings(max_examples=15)
+@given(st.integers(0, 10**6), st.booleans())
+def test_a_mirror_exchanges_left_and_right_and_nothing_else(seed, predictions):
+    p = crowd(seed, predictions, 12)
+    a, b = find_facts(p), find_facts(mirror_poses(p))
+    assert exchanged(a, b) == 1.
+    for i in range(len(p)):
+        mine = {f.id: f for f in map(mirrored, a.of(i))}; other = {f.id: f for f in b.of(i)}
+        assert mine.keys() == other.keys()
+        for k, f in mine.items(): assert np.isclose(f.value, other[k].value, atol=1e-6) and np.isclose(f.probability, other[k].probability, atol=1e-6)
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 10**6), st.floats(.3, 4), st.floats(-500, 500))
+def test_facts_do_not_depend_on_place_and_size(seed, scale, shift):
+    p = crowd(seed, False, 8); q = replace(p, xy=p.xy*scale + shift, bbox=p.bbox*scale + [shift, shift, 0, 0], area=p.area*scale**2)
+    assert (find_facts(p).stated == find_facts(q).stated).mean() > .9999
+
+
+def test_stated_facts_never_exclude_each_other():
+    f = find_facts(crowd(3, False))
+    for i in range(len(f)):
+        said = [x.id for x in f.of(i)]
+        assert not any(compare(a, b) == 'excludes' for k, a in enumerate(said) for b in said[:k])
+
+
+def test_what_is_not_labelled_is_not_spoken_of():
+    p = crowd(5, False); f = find_facts(p)
+    for i in range(len(p)):
+        seen = {n for n, v in zip(COCO17.keypoints, p.vis[i]) if v > 0}
+        for x in f.of(i):
+            if x.kind in ('angle', 'direction', 'closeness', 'symmetry'): assert set(category(x.id).measure.points) - {'mid_hip', 'mid_shoulder'} <= seen
+
+
+def test_doubtful_people_get_no_facts_about_the_body():
+    p = replace(crowd(1), conf=np.full((80, 17), .001))
+    assert {f.kind for i in range(len(p)) for f in find_facts(p).of(i)} <= {'confidence'}
+
+
+def test_withheld_facts_can_be_seen_and_nothing_is_sure_of_itself():
+    f = find_facts(crowd(7, False)); stated = {x.id for x in f.of(0)}; kept = {x.id for x in f.of(0, withheld=True)}
+    assert not stated & kept and all(0 <= x.probability <= 1 for i in range(len(f)) for x in f.of(i))
+
+
+def test_covariances_of_an_ensemble_are_used():
+    p = replace(crowd(2), conf=np.full((80, 17), .97)); sure, unsure = (replace(p, cov=np.broadcast_to(np.eye(2)*s**2, (80, 17, 2, 2)).copy()) for s in (.1, 60.))
+    assert find_facts(sure).stated[:, :120].sum() >= find_facts(unsure).stated[:, :120].sum()
+
+
+def test_other_skeletons_are_read_by_name():
+    for name in ('crowdpose14', 'halpe136', 'wholebody133'):
+        p = make_people(3, 2, get_skeleton(name)); f = find_facts(p, noise=0.) if p.skeleton.sigmas is None else find_facts(p); assert len(f.to_json()) == 6
+    hand = make_people(2, 1, get_skeleton('hand21')) if get_skeleton('hand21').sigmas is not None else None
+    if hand is not None: assert not find_facts(hand).stated[:, :150].any()
+
+
+def test_meaning_of_another_version_is_refused():
+    d = usual_meaning().to_dict()
+    with pytest.raises(PoseError, match='schema'): Meaning.from_dict({**d, 'schema': 9})
+    with pytest.raises(PoseError, match='other facts'): Meaning.from_dict({**d, 'sure': {**d['sure'], 'groups': ['x']}})
+
+
+# ---- words
+
+@settings(max_examples=20)
+@given(st.integers(0, 10**6))
+def test_every_sentence_rests_on_stated_facts_and_ends_with_a_stop(seed):
+    f = find_facts(crowd(seed, seed % 2 == 0, 6))
+    for i in range(len(f)):
+        facts = f.of(i); t = write(facts, f'Person {i + 1}')
+        ids = {x.id for x in facts}
+        assert t.sentences
+        for s in t.sentences:
+            assert set(s.facts) <= ids and s.text.endswith('.') and s.text[0].isupper() and '  ' not in s.text and 'S_' not in s.text and ' O ' not in s.text
+            assert not re.search(r'\b(behind|in front)\b', s.text)
+
+
+# ---- finishing
+
+def test_finishing_keeps_people_and_coordinates():
+    t, q = make_people(60, 2, COCO17), make_people(60, 2, COCO17, noise=2., predictions=True); f = fit_finish(t, q); p = finish(q, f)
+    assert len(p) <= len(q) and (p.conf >= 0).all() and (p.conf <= 1).all() and (clip_to_image(q).xy >= 0).all()
+    twice = replace(q, image_id=q.image_id); both = finish(type(q)(**{**{k: getattr(twice, k) for k in twice.__dataclass_fields__}}), f); assert len(both) == len(p)
+
+
+def test_sharpness_falls_with_blur():
+    import cv2
+    im = cv2.resize(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8), (180, 240), interpolation=cv2.INTER_NEAREST)
+    s = [sharpness(cv2.GaussianBlur(im, (0, 0), b) if b else im) for b in (0, 1, 2, 4, 8)]
+    assert all(a > b for a, b in zip(s, s[1:])) and sharpness(np.zeros((3, 3, 3), np.uint8)) == 0
+
+
+# ---- the gallery in a browser
+
+CHROMIUM = next((p for p in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if p), None)
+
+PROBE = """<script>{
+const out = {}, key = k => dispatchEvent(new KeyboardEvent("keydown", {key: k})), $$ = s => document.querySelectorAll(s).length;
+out.cards = $$("article"); out.count = document.getElementById("count").textContent;
+const s = document.querySelector('.s[data-j*="elbow"]'); s.dispatchEvent(new PointerEvent("pointerenter")); out.lit = $$("circle.on"); out.joints = s.dataset.j; s.dispatchEvent(new PointerEvent("pointerleave")); out.after = $$("circle.on");
+s.focus(); out.focused = $$("circle.on"); s.blur();
+const conf = document.getElementById("conf"); conf.value = 1; conf.dispatchEvent(new Event("input")); out.high = $$("article:not([hidden])"); key("Escape"); out.reset = $$("article:not([hidden])");
+const r = document.getElementById("routed"); r.value = "1"; r.dispatchEvent(new Event("input")); out.routed = $$(".person:not([hidden])"); key("Escape");
+key("j"); out.first = document.activeElement.id; key("j"); out.second = document.activeElement.id; key("k"); out.back = document.activeElement.id; key("f"); out.open = $$("details[open]"); key("s"); out.bones = $$("svg:not([hidden])");
+out.wide = document.documentElement.scrollWidth <= innerWidth; out.broken = [...document.images].filter(i => i.complete && !i.naturalWidth).length;
+const p = document.createElement("pre"); p.id = "probe"; p.textContent = JSON.stringify(out); document.body.append(p);
+}</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason='no Chromium on this machine: apt-get install chromium')
+def test_the_gallery_works_in_a_browser(tmp_path):
+    p = make_people(3, 2, COCO17, seed=4); g = np.random.default_rng(0)
+    def one(i):
+        q = p[p.image_id == i]; q.images = [im for im in p.images if im['id'] == i]
+        return Result(f'{i}.jpg', g.integers(0, 255, (700, 700, 3), dtype=np.uint8), q, 'labels', routed=np.array([i == 1, False]), by=lambda f, who, crop: Text((Sentence('The left elbow is bent.', ('left_elbow.bend:bent',)),)))
+    got = save_results(map(one, (1, 2, 3)), tmp_path); page = tmp_path/'probe.html'
+    page.write_text(Path(got['gallery']).read_text().replace('</body>', PROBE + '</body>'))
+    for size in ('1400,1000', '400,800'):
+        dom = subprocess.run([CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', f'--window-size={size}', f'--user-data-dir={tmp_path/"profile"}', '--virtual-time-budget=4000', '--dump-dom', page.as_uri()], capture_output=True, text=True, timeout=120).stdout
+        out = json.loads(re.search(r'<pre id="probe">(.*?)</pre>', dom, re.S)[1])
+        assert out['cards'] == 3 and out['count'].startswith('6 people in 3 pictures'), out
+        want = len(set(out['joints'].split()))
+        assert out['lit'] <= want and out['after'] == 0 and out['focused'] == out['lit'] and out['lit'] > 0, out
+        assert out['high'] < 3 and out['reset'] == 3 and out['routed'] == 1, out
+        assert (out['first'], out['second'], out['back']) == ('c1', 'c2', 'c1') and out['open'] == 2 and out['bones'] == 0, out
+        assert out['wide'] and out['broken'] == 0, out

@@ -1,0 +1,201 @@
+"""Learning from unlabelled people: geometry of hard views, what gradients reach, poisoned data, planted wrong answers, stopping and going on."""
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings as hyp, strategies as st
+
+import posellm.ssl.semi as semi_module
+from posellm.core.errors import PoseError
+from posellm.metrics.ap import evaluate
+from posellm.metrics.stats import paired_bootstrap
+from posellm.models.zoo import create_model
+from posellm.pose.codec import make_codec
+from posellm.pose.geometry import apply_affine
+from posellm.ssl.methods import METHODS, passes, settings
+from posellm.ssl.occlude import OCCLUSIONS, draw_occlusion, occlude
+from posellm.ssl.paths import harden, joints_of, turned_target
+from posellm.ssl.semi import Semi, fit_semi
+from posellm.ssl.toy import dot_config, dot_net, dot_people, draw_dots
+from posellm.ssl.turn import Turn, draw_turn, in_cells, warp_batch
+from posellm.ssl.twin import Twin
+from posellm.ssl.unlabelled import hide_labels
+from posellm.train.augment import Augment
+from posellm.train.fit import fit
+from posellm.train.loss import heatmap_ce, heatmap_mse
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    n = torch.get_num_threads(); torch.set_num_threads(1); yield; torch.set_num_threads(n)
+
+
+@pytest.fixture(scope='module')
+def start():
+    "A network that knows the home domain."
+    net = dot_net(); fit(net, dot_people(24), None, dot_config(150), read=draw_dots); return net.state_dict()
+
+
+def net_from(state, n=1):
+    nets = [dot_net() for _ in range(n)]
+    for m in nets: m.load_state_dict(state)
+    return nets[0] if n == 1 else Twin(*nets)
+
+
+# ---- geometry -------------------------------------------------------------------------------------------------
+
+@hyp(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10**6), kind=st.sampled_from(['udp', 'msra']), rotate=st.floats(0, 90), scale=st.floats(0, .4), normalised=st.booleans())
+def test_a_turned_map_stands_where_the_turned_joint_would_be_drawn(seed, kind, rotate, scale, normalised):
+    codec = make_codec(kind, (128, 96), sigma=2.); stride = codec._stride(torch.zeros(1)).numpy(); rs = np.random.default_rng(seed)
+    M = draw_turn(Turn(rotate, 1., scale, normalised), 12, (128, 96), seed); xy = np.round(rs.uniform((24, 32), (72, 96), (12, 1, 2))/stride)*stride # on cell centres, so that msra's rounding plays no part
+    want = apply_affine(M, xy)/stride; inside = ((want > 3) & (want < [20, 28])).all((1, 2))
+    warped = warp_batch(codec.encode(xy)[0], in_cells(M, stride))
+    gy, gx = torch.meshgrid(torch.arange(32.), torch.arange(24.), indexing='ij'); w = warped[:, 0].clamp_min(0); at = torch.stack([(w*gx).sum((1, 2)), (w*gy).sum((1, 2))], -1)/w.sum((1, 2))[:, None]
+    off = np.linalg.norm(at.numpy() - want[:, 0], axis=-1)[inside]
+    # the centre of mass moves with the map; interpolation and the square edges of the Gaussian cost a little
+    assert len(off) == 0 or off.max() < .3
+
+
+def test_the_released_rotation_shears_upright_crops_and_ours_does_not():
+    for normalised, shears in ((False, False), (True, True)):
+        A = draw_turn(Turn(45., 1., 0., normalised), 50, (128, 96), 0)[..., :2]
+        assert (np.abs(A @ A.swapaxes(1, 2) - np.eye(2)).max() > .05) == shears
+
+
+@pytest.mark.parametrize('kind', OCCLUSIONS)
+@pytest.mark.parametrize('exchange', [False, True])
+def test_occlusions_change_nothing_outside_their_reach_and_survive_every_shape(kind, exchange):
+    rs = np.random.default_rng(0)
+    for hw, n in (((128, 96), 5), ((64, 96), 1), ((33, 47), 2)):
+        x = torch.rand(n, 3, *hw); held = x.clone(); xy = torch.tensor(rs.uniform(-20, 200, (n, 4, 2)), dtype=torch.float32) # joints may lie outside
+        y = occlude(x, xy, kind, draw_occlusion(kind, n, 4, hw, 0, 1), exchange)
+        assert y.shape == x.shape and torch.equal(x, held) and torch.isfinite(y).all()
+        if kind != 'MU': assert (y == x).flatten(1).float().mean() > .3
+
+
+# ---- gradients and sums ---------------------------------------------------------------------------------------
+
+def job_of(state, paths, nets=1, train=8, **over):
+    j = Semi(net_from(state, nets), dot_people(train), dot_people(8, 1), None, dot_config(20, paths=paths, nets=nets, teacher=over.pop('teacher', 'other' if nets == 2 else 'own'), **over), read=draw_dots)
+    j.enter_phase(); j.set_lr(); j.model.train(); return j
+
+
+def grads(j, place=0):
+    told = j.unlabelled_pass(j.feed.host(place), 1.); return told, {n: p.grad.clone() for n, p in j.model.named_parameters() if p.grad is not None}
+
+
+def test_every_path_counts_and_equal_paths_add_up(start):
+    one, g1 = grads(job_of(start, ('A',))); three, g3 = grads(job_of(start, ('A',)*3)); two, g2 = grads(job_of(start, ('A', 'JC')))
+    assert three['unsup'] == pytest.approx(3*one['unsup'], rel=1e-3) and two['unsup'] > one['unsup']
+    for n in g1: assert torch.allclose(g3[n], 3*g1[n], rtol=1e-2, atol=1e-4*float(g1[n].abs().max()) + 1e-6), n
+    assert any((g2[n] - g1[n]).abs().max() > 1e-4 for n in g1)
+
+
+def test_no_gradient_reaches_the_easy_branch(start, monkeypatch):
+    teach, got = semi_module.teach, []
+    def watch(job, x): maps = teach(job, x.requires_grad_()); got.append((x, maps)); return maps
+    monkeypatch.setattr(semi_module, 'teach', watch); monkeypatch.setattr(semi_module, 'harden', lambda x, *a, **k: harden(x.detach(), *a, **k))
+    for teacher in ('own', 'average', 'start', 'other'): got.clear(); j = job_of(start, ('JC',), 2 if teacher == 'other' else 1, teacher=teacher); grads(j); assert all(not m.requires_grad for m in got[0][1]) and got[0][0].grad is None
+
+
+def test_a_background_network_has_the_higher_loss_under_a_good_teacher():
+    codec = make_codec('udp', (64, 48), (16, 12), sigma=1.); xy = torch.rand(16, 17, 2)*torch.tensor([30., 40.]) + 8; maps, _ = codec.encode(xy); M = draw_turn(Turn(), 16, (64, 48), 0)
+    for loss, nothing, right in ((heatmap_mse, torch.zeros_like, lambda t: t), (heatmap_ce, torch.zeros_like, lambda t: t.clamp_min(1e-6).log())):
+        t, w = turned_target(maps, M, codec, inside=loss is heatmap_ce); assert loss(right(t), t, w) < .1*loss(nothing(t), t, w)
+
+
+def test_gradients_through_both_views_collapse_and_the_watch_sees_it(start):
+    "The naive loss falls while the maps lose their peaks; easy teaches hard keeps them."
+    peaks = {}
+    for naive in (True, False):
+        net = dot_net(0, 'mse'); fit(net, dot_people(16), None, dot_config(120), read=draw_dots); j = Semi(net, dot_people(16), dot_people(32, 1), None, dot_config(30, paths=('JC',)), read=draw_dots)
+        opt = torch.optim.Adam(net.parameters(), 3e-3); net.train(); stride = j.feed.codec._stride(torch.zeros(1)).numpy(); seen = []
+        for s in range(30):
+            x = j.feed.easy.pixels(j.feed.easy.host(8*s)); M = draw_turn(j.cfg.turn, 8, (64, 48), 0, s); easy = net(x) if naive else net(x).detach()
+            loss = ((net(harden(x, joints_of(easy.detach(), stride), 'JC', M, net.spec, 0, s)) - warp_batch(easy, in_cells(M, stride)))**2).mean()
+            opt.zero_grad(); loss.backward(); opt.step(); seen.append((loss.item(), easy.flatten(2).amax(-1).mean().item()))
+        assert seen[-1][0] < seen[0][0] or not naive; peaks[naive] = seen[-1][1]/seen[0][1]
+    assert peaks[True] < .75*peaks[False], peaks
+
+
+# ---- the interface --------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('method', METHODS)
+def test_every_method_runs_stops_anywhere_and_goes_on(method, start, tmp_path):
+    few, many, shard = dot_people(12), dot_people(16, 1, .5), dot_people(16, 2, .5)
+    cfg = settings(method, dot_config(6, val_steps=3, ema=.9)); nets = cfg.nets
+    def run(folder, resume=False): m = net_from(start, nets); h, j = fit_semi(m, few, many if cfg.paths else None, shard, cfg, folder, resume, draw_dots); return m, h
+    whole, h = run(tmp_path/'a'); step = semi_module.Fit.train_step
+    def cut(self, hosts):
+        if self.step == 4: raise KeyboardInterrupt
+        return step(self, hosts)
+    semi_module.Fit.train_step = cut
+    try:
+        with pytest.raises(KeyboardInterrupt): run(tmp_path/'b')
+    finally: semi_module.Fit.train_step = step
+    again, h2 = run(tmp_path/'b', True)
+    for a, b in zip(whole.state_dict().values(), again.state_dict().values()): assert torch.equal(a, b)
+    assert [l['ap'] for l in h.history] == [l['ap'] for l in h2.history] and (tmp_path/'b'/'model.safetensors').is_file()
+    assert passes(cfg)[0] == nets*(1 + len(cfg.paths))
+
+
+def test_accumulation_sees_the_same_people_and_other_unlabelled_people_are_refused_on_resumption(start, tmp_path):
+    few, many = dot_people(16), dot_people(16, 1)
+    cfg = dot_config(2, paths=('JC',), accumulate=2, batch=4); fit_semi(net_from(start), few, many, None, cfg, tmp_path, read=draw_dots)
+    with pytest.raises(PoseError, match='unlabelled'): fit_semi(net_from(start), few, dot_people(16, 9), None, cfg, tmp_path, True, draw_dots)
+
+
+# ---- poison ---------------------------------------------------------------------------------------------------
+
+def no_people(record): return np.full((72, 60, 3), 30, np.uint8) if record.get('poison') == 'nobody' else draw_dots(record)[:, ::-1].copy() if record.get('poison') == 'mirrored' else draw_dots(record)
+
+def poisoned(kind):
+    p = hide_labels(dot_people(32, 5, {'domain': 2.}.get(kind, 0.)))
+    if kind == 'boxes': return replace(p, bbox=p.bbox*[0, 0, .25, .25] + [45, 50, 0, 0])
+    return replace(p, images=[{**im, 'poison': kind} for im in p.images])
+
+@pytest.mark.parametrize('kind', ['nobody', 'boxes', 'domain', 'mirrored'])
+def test_poison_never_leaves_it_significantly_below_the_start(kind, start):
+    few, shard, val = dot_people(16), dot_people(60, 2, .3), dot_people(100, 3, .3)
+    cfg = dot_config(24, method='multiaugs', paths=('JO+CO', 'JC+CM'), val_steps=3, lr=6e-3, patience=2)
+    h, j = fit_semi(net_from(start), few, poisoned(kind), shard, cfg, read=no_people, reports=dict(val=val))
+    a, b = (r['stats']['AP'] for r in h.rows); first, last = j.row_poses
+    d = paired_bootstrap(evaluate(val, first), evaluate(val, last), n=300); print(kind, d, h.stopped or 'ran to its end')
+    assert d.verdict != 'worse', d
+
+
+def test_the_brake_stops_a_run_that_does_harm_and_keeps_the_start(start, tmp_path):
+    few, shard = dot_people(16), dot_people(60, 2)
+    cfg = dot_config(60, method='harm', paths=('A',), target='map', weight=50., lr=3e-2, val_steps=3, patience=3, clip=0.)
+    h, j = fit_semi(net_from(start), few, poisoned('nobody'), shard, cfg, tmp_path, read=no_people)
+    assert h.steps < 60 and 'hidden labelled people' in h.stopped and h.best['step'] < h.steps, (h.steps, h.stopped)
+    again, _ = fit_semi(net_from(start), few, poisoned('nobody'), shard, cfg, tmp_path, True, no_people); assert again.stopped == h.stopped and again.steps == h.steps # it stays stopped
+
+
+def test_the_audit_finds_planted_wrong_answers(start, monkeypatch):
+    "A teacher that takes the left wrist for the right ankle is found out, keypoint by keypoint."
+    shard = dot_people(60, 2); sk = shard.skeleton; L, R = sk.keypoints.index('left_wrist'), sk.keypoints.index('right_ankle')
+    j = Semi(net_from(start), dot_people(16), hide_labels(dot_people(16, 1)), shard, dot_config(6, paths=('JC',), easy=Augment.none()), read=draw_dots); clean = j.audit() # the start has never seen a turned picture
+    assert not clean.suspects() and clean.share_right > .7, clean
+    teach = semi_module.teach
+    def wrong(job, x): return [m[:, [R if k == L else L if k == R else k for k in range(m.shape[1])]] for m in teach(job, x)]
+    monkeypatch.setattr(semi_module, 'teach', wrong); found = j.audit(); assert set(found.suspects()) == {'left_wrist', 'right_ankle'}, found
+    assert (found.right[[k for k in range(17) if k not in (L, R)]] == clean.right[[k for k in range(17) if k not in (L, R)]]).all()
+
+
+def test_being_audited_leaves_no_trace(start):
+    j = Semi(net_from(start), dot_people(16), hide_labels(dot_people(16, 1)), dot_people(20, 2), dot_config(6, paths=('JC',)), read=draw_dots); j.model.train()
+    held = {k: v.clone() for k, v in j.model.state_dict().items()}; j.audit(); assert j.model.training and all(torch.equal(v, held[k]) for k, v in j.model.state_dict().items())
+
+
+def test_bad_settings_are_named():
+    with pytest.raises(PoseError, match='multiaugs'): settings('multi', dot_config(2))
+    with pytest.raises(PoseError, match='JO'): dot_config(2, paths=('JX',))
+    with pytest.raises(PoseError, match='SimCC'): Semi(simcc_net(), dot_people(8), dot_people(8), None, dot_config(2, paths=('A',)), read=draw_dots)
+
+
+def simcc_net():
+    net = dot_net(); net.spec = replace(net.spec, loss='simcc', family='classic', codec=make_codec('simcc', (64, 48), (128, 96)).to_dict(), heatmap_hw=(128, 96)); return net
