@@ -1,6 +1,6 @@
 """Precision and recall of every rule of the doctor, on spoilt sets of generated and of real people, none of which the rules were tuned on.
 
-    python bench/check_rules.py [--sets 20] [--images 25] [--out bench/results/check_rules.json]
+    python bench/check_rules.py [--sets 20] [--images 25] [--seed 1] [--out bench/results/check_rules.json]; the page is bench/results/check_rules.md
 
 Generated: labels of the endless data set, exact. Real: COCO val2017 labels of shared/data, which have true mistakes of their own; what a rule says before a corruption is not counted
 again after it, and is reported as `clean`. Tuned on: COCO train2017 labels (the weights for left and right) and hand-made examples.
