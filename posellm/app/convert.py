@@ -30,6 +30,7 @@ def _short_names(p):
     folders = {im['file_name'].rpartition('/')[0] for im in p.images}
     return p if len(folders) != 1 else replace(p, images=[dict(im, file_name=im['file_name'].rpartition('/')[2]) for im in p.images])
 
+# %% ../../nbs/app/07_convert.ipynb #b02782ae
 def convert_set(
     path, # data set
     to:str, # coco, yolo, cvat
@@ -56,6 +57,7 @@ def convert_set(
                 mapping=None if m is None or m.source == m.target else dict(source=m.source.name, target=m.target.name, text=m.text(), dropped=list(m.dropped), missing=list(m.missing)),
                 splits={s: dict(people=len(p), written=got['people'][s], images=len(p.images), images_there=sum(Path(im.get('path') or '').is_file() for im in p.images)) for s, p in parts.items()}, lost=got['lost'])
 
+# %% ../../nbs/app/07_convert.ipynb #528a363d
 def write_labels(skeleton, out) -> dict:
     "A CVAT label set as a file to paste."
     from posellm.core.files import write_json
