@@ -6,8 +6,8 @@ Generated people (default): the start has seen people of the generator's base lo
 whose look is another. With --data coco_subset the people are real photographs: labelled = part of train2017, unlabelled = its rest, extra2017 and, where
 the folder is beside it, lspet (boxes around the keypoints; the keypoints themselves are not used).
 Each job is one method and one seed, at the optimizer steps of --steps ("steps") or, for supervised, at as many seconds as MultiAugs took ("compute").
-Finished jobs are kept and skipped, begun ones go on where they stopped; the table is rewritten after each job. AP is COCO's with true boxes and the flip
-test, on people that neither trained nor chose weights; differences are paired over images, and pooled over seeds by averaging predictions' AP samples.
+Finished jobs are kept and skipped, begun ones go on where they stopped; the table (bench/results/ssl_experiment.md) is rewritten after each job. AP is COCO's with true boxes and the flip
+test, on people that neither trained nor chose weights; differences are paired over images, and averaged over seeds within each resample.
 """
 import argparse
 import json

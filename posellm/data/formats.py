@@ -218,7 +218,7 @@ def open_source(
         try:
             if parts := f.find(p): hits[f.name] = parts
         except PoseError as e: faults[f.name] = e
-    if len(hits) > 1 and not any(looks(x.file, 'coco') for x in hits.get('coco', {}).values()): hits.pop('coco', None) # some json, taken for COCO for want of better
+    if len(hits) + len(faults) > 1 and not any(looks(x.file, 'coco') for x in hits.get('coco', {}).values()): hits.pop('coco', None) # some json, taken for COCO for want of better
     if len(hits) > 1: raise PoseError('several formats are in this place', file=p, found='; '.join(f'{n}: {", ".join(sorted({x.file.name for x in parts.values()}))}' for n, parts in hits.items()), allowed='one', todo=f'pass the file that is meant, or --from {" or --from ".join(hits)}')
     if hits: return Source(name := next(iter(hits)), p, hits[name])
     if faults: raise next(iter(faults.values()))
