@@ -2780,6 +2780,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'posellm/stages/postprocess.py'),
                                             'posellm.stages.postprocess.run_postprocess': ( 'postprocess_llm.html#run_postprocess',
                                                                                             'posellm/stages/postprocess.py'),
+                                            'posellm.stages.postprocess.same_people': ( 'postprocess_llm.html#same_people',
+                                                                                        'posellm/stages/postprocess.py'),
                                             'posellm.stages.postprocess.trust_kept': ( 'postprocess_llm.html#trust_kept',
                                                                                        'posellm/stages/postprocess.py'),
                                             'posellm.stages.postprocess.two_systems': ( 'postprocess_llm.html#two_systems',
