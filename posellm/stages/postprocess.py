@@ -4,11 +4,9 @@
 
 # %% auto #0
 __all__ = ['posed', 'incoming', 'network_of', 'map_versions', 'finish_and_mean', 'generated', 'same_people', 'judge_facts',
-           'trust_kept', 'read_back', 'two_systems', 'fast_or_slow', 'leave', 'postprocess_inputs', 'run_postprocess']
+           'trust_kept', 'words_for', 'leave', 'postprocess_inputs', 'run_postprocess']
 
 # %% ../../nbs/05_postprocess_llm.ipynb #f5acbfc0
-import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +18,9 @@ from ..core.run import Run
 from ..data.guard import record_use
 from ..explain.facts import find_facts, fit_facts, usual_meaning
 from ..explain.judge import count, holds, in_frame, known_people
-from ..explain.meaning import index
-from ..explain.router import auroc, cost_curve, fit_router, mixed, oks_of, share_of_gain, signals, worth
 from ..explain.schema import CATEGORIES
-from ..explain.verify import VERDICTS, verify_sentence
-from ..explain.writer import write
-from ..metrics.calibration import calibrate_on, labelled_pairs, recalibrated, reliability
+from ..metrics.calibration import labelled_pairs, reliability
 from ..models.weights import load_model
-from ..refine.maps import fuse_maps
 from ..refine.postprocess import Finish, finish, fit_finish, one_by_one, read_maps, smooth_maps, versions_of, visibility_score
 from .data import data_of_run
 from .eval import load_row
@@ -101,37 +94,13 @@ def trust_kept(truth, pred, meaning): # Reliability
     "Is the probability that facts rest on kept, joint by joint?"
     m, _, ks = labelled_pairs(truth, pred); return reliability(meaning.trust(pred)[0][m], np.where(np.isfinite(ks), (ks > .5)*1., np.nan))
 
-# %% ../../nbs/05_postprocess_llm.ipynb #9100991e
-def read_back(truth, pred, meaning, most:int=200) -> dict: # which text -> verdict -> sentences
-    "The writer's sentences before the verifier."
-    swap = lambda s: re.sub(r'\b(left|right)\b', lambda m: {'left': 'right', 'right': 'left'}[m[1]], s)
-    out = {k: dict.fromkeys(VERDICTS, 0) for k in ('as written', 'sides exchanged')}; facts = find_facts(pred[:most], meaning)
-    for i in range(len(pred[:most])):
-        by = index(facts.of(i))
-        for s in write(facts.of(i)).sentences:
-            out['as written'][verify_sentence(s.text, by).verdict] += 1
-            if swap(s.text) != s.text: out['sides exchanged'][verify_sentence(swap(s.text), by).verdict] += 1
-    return out
-
-# %% ../../nbs/05_postprocess_llm.ipynb #a05f360d
-def two_systems(net, people): # answers of both, in the order of the people
-    "Upright crops once; and four views averaged."
-    wide = replace(people, bbox=np.concatenate([people.bbox[:, :2] - .075*people.bbox[:, 2:], 1.15*people.bbox[:, 2:]], 1))
-    one = predict_poses(net, people, flip=False)
-    xy, conf = fuse_maps([predict_poses(net, p, flip=True, return_maps=True)[1] for p in (people, wide)]).decode()
-    return one, replace(one, xy=xy, conf=conf.clip(0, 1))
-
-def fast_or_slow(net, got, most:int=300): # dict of numbers, or None where there are too few people
-    "Fit a router on calib, judge it on val."
-    if net is None or 'calib' not in got or min(len(np.unique(t.image_id)) for t, *_ in got.values()) < 20: log('postprocess').info('too few people, or no network, for a router'); return None
-    sides = {}
-    for s in ('calib', 'val'):
-        t = got[s][0]; t = t.take_images(sorted(set(t.image_id[:most].tolist()))); sides[s] = t, *two_systems(net, t)
-    cal = [calibrate_on(sides['calib'][0], p) for p in sides['calib'][1:]]
-    (t, one, two), (u, fast, slow) = ((x, *(recalibrated(p, c) for p, c in zip(ps, cal))) for x, *ps in sides.values())
-    a, b = oks_of(t, one), oks_of(t, two); router, _ = fit_router(signals(one), worth(a, b, one.score), one.image_id)
-    score = router.score(signals(fast)); gain = oks_of(u, slow) - oks_of(u, fast); kept = share_of_gain(u, fast, slow, mixed(fast, slow, router(signals(fast), .3)), 200)
-    return dict(people=len(u), auroc=auroc(score, gain > .05), share=kept.value, share_lo=kept.lo, share_hi=kept.hi, gain=kept.gain, gain_lo=kept.gain_lo, gain_hi=kept.gain_hi, curve=cost_curve(u, fast, slow, score, (0, .1, .3, .6, 1), seeds=2))
+# %% ../../nbs/05_postprocess_llm.ipynb #88121335
+def words_for(truth, pred, f, meaning, most:int, name:str=''): # Results, one for each image
+    "Results of the first images of a part, as `Estimator` would give them."
+    from posellm.app.cli_words import results_of
+    from dataclasses import replace
+    p = replace(pred, images=[im for im in truth.images if im.get('path')][:most])
+    for res in results_of(p, meaning): res.visibility, res.model, res.boxes_from = f.visibility, name, 'ground truth'; yield res
 
 # %% ../../nbs/05_postprocess_llm.ipynb #0684e5a1
 def leave(run:Run, cfg, got, f, meaning, versions, first, steps, judged, seed:int=0):
@@ -166,5 +135,4 @@ def run_postprocess(
     steps = (one_by_one(got['val'][0], first, n, seed) if first else []) + one_by_one(got['val'][0], versions, n, seed)
     judged = judge_facts(got['val'][0], versions['confidence calibrated'], meaning)
     leave(run, cfg, got, f, meaning, versions, first, steps, judged, seed)
-    write_json(run.dir/'words.json', dict(schema=1, read_back=read_back(got['val'][0], versions['confidence calibrated'], meaning), router=fast_or_slow(net, got)), indent=1)
     return f, meaning, steps, judged
