@@ -18,6 +18,7 @@ from .coco import read_coco
 from .cvat import is_cvat, read_cvat, read_xml, subsets
 from .labelme import is_labelme, read_labelme
 from .layout import SPLITS, find_images, find_layout, split_name
+from .matlab import mat_variables
 from .mpii import read_mpii_h5, read_mpii_json, read_mpii_mat
 from .native import Native
 from .research import read_aic, read_h36m_npz, read_lsp, read_posetrack
@@ -135,10 +136,9 @@ def _lists(path, kind, read, what) -> dict:
     return {s: Part(f, find_images(root, f), partial(_fixed(read, what), f)) for s, f in splits.items()}
 
 def _variables(file) -> list:
-    "Names in a MATLAB file, [] where it is none."
-    from scipy.io import whosmat
-    try: return [v[0] for v in whosmat(str(file))]
-    except Exception: return ['?'] # damaged: the reader says how
+    "Names in a MATLAB file, ['?'] where it is damaged: the reader says how."
+    try: return mat_variables(file)
+    except PoseError: return ['?']
 
 def _mats(path): return [path] if path.is_file() and path.suffix.lower() == '.mat' else sorted(path.glob('*.mat')) if path.is_dir() else []
 
