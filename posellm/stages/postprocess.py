@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['posed', 'incoming', 'network_of', 'map_versions', 'finish_and_mean', 'generated', 'same_people', 'judge_facts',
-           'trust_kept', 'words_for', 'leave', 'postprocess_inputs', 'run_postprocess']
+           'trust_kept', 'leave', 'postprocess_inputs', 'run_postprocess']
 
 # %% ../../nbs/05_postprocess_llm.ipynb #f5acbfc0
 from pathlib import Path
@@ -93,14 +93,6 @@ def judge_facts(truth, pred, meaning) -> dict: # 'labels', 'predictions' -> rows
 def trust_kept(truth, pred, meaning): # Reliability
     "Is the probability that facts rest on kept, joint by joint?"
     m, _, ks = labelled_pairs(truth, pred); return reliability(meaning.trust(pred)[0][m], np.where(np.isfinite(ks), (ks > .5)*1., np.nan))
-
-# %% ../../nbs/05_postprocess_llm.ipynb #88121335
-def words_for(truth, pred, f, meaning, most:int, name:str=''): # Results, one for each image
-    "Results of the first images of a part, as `Estimator` would give them."
-    from posellm.app.cli_words import results_of
-    from dataclasses import replace
-    p = replace(pred, images=[im for im in truth.images if im.get('path')][:most])
-    for res in results_of(p, meaning): res.visibility, res.model, res.boxes_from = f.visibility, name, 'ground truth'; yield res
 
 # %% ../../nbs/05_postprocess_llm.ipynb #0684e5a1
 def leave(run:Run, cfg, got, f, meaning, versions, first, steps, judged, seed:int=0):
