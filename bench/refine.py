@@ -1,6 +1,6 @@
 """Speed of fusion: points of three members, and heatmaps beside a loop over people.
 
-    python bench/refine.py [--people 20000] [--maps 512] [--repeat 5]
+    python bench/refine.py [--people 20000] [--maps 128] [--repeat 3]
 
 Prints lines for people and one JSON object last (see bench/run.py). Contestants take turns in one process; figures are medians.
 The peer of map fusion is the plain way to write it: for every person, every member and every keypoint one warp onto the common grid and one blur (OpenCV), a weighted mean, and DARK decoding of that person.
@@ -63,12 +63,12 @@ def loop_over_people(members, weights):
 
 
 def main():
-    ap = argparse.ArgumentParser(description=__doc__); ap.add_argument('--people', type=int, default=20000); ap.add_argument('--maps', type=int, default=512); ap.add_argument('--repeat', type=int, default=5); o = ap.parse_args()
+    ap = argparse.ArgumentParser(description=__doc__); ap.add_argument('--people', type=int, default=20000); ap.add_argument('--maps', type=int, default=128); ap.add_argument('--repeat', type=int, default=3); o = ap.parse_args()
     truth = make_people(o.people, 1, COCO, seed=1); members = [make_people(o.people, 1, COCO, seed=1, noise=n, predictions=True) for n in (1., 1.2, 1.5)]
     stack = stack_people(members); some = np.arange(min(1000, o.people)); know = learn_members(stack[some], truth[some]); fuser = fit_fuser(stack[some], truth[some], 'precision'); rules = ('uniform', 'median', 'confidence', 'keypoint', 'covariance', 'precision'); out = {}
     secs = timed(*[lambda r=r: fuse_points(stack, r, know) for r in rules], lambda: fuser(stack), lambda: stack_people(members), repeat=o.repeat)
     for name, s in zip((*rules, 'precision with confidence and covariance', 'bringing three members into step'), secs):
-        print(f'{name:<44}{o.people/s:>12,.0f} people/s'); out[name] = dict(ours=round(o.people/s), peer=20000, unit='people/s', peer_name='asked for')
+        print(f'{name:<44}{o.people/s:>12,.0f} people/s'); out[name] = dict(ours=round(o.people/s), peer=None, unit='people/s', peer_name=None)
     maps = members_maps(o.maps); w = (.5, .3, .2); ours = lambda: fuse_maps(maps, w, grid=0).decode()[0]; loop = lambda: loop_over_people(maps, w)
     d = np.linalg.norm(ours() - loop(), axis=-1)/cell_size(maps[0]).max(1)[:, None]; a, b = timed(ours, loop, repeat=max(2, o.repeat//2))
     print(f'maps 64x48, three members: {o.maps/a:,.0f} people/s, loop {o.maps/b:,.0f} people/s: {b/a:.1f} times; points differ by {np.median(d):.3f} cells (median)')

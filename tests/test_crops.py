@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from posellm.core.errors import PoseError
 from posellm.core.rng import rng
+from posellm.data import crops
 from posellm.data.crops import CropStore, prefetch, store_hw, stream
 from posellm.pose.geometry import apply_affine, compose, crop_matrix, invert_affine
 from posellm.pose.poses import Poses
@@ -135,3 +136,29 @@ def test_store_to_view_is_the_image_to_view_map():
     p = people(3); store = CropStore.make(p, HW, read=lambda r: np.zeros((r['height'], r['width'], 3), np.uint8)); v = views(Augment(), store, range(3))
     via = apply_affine(compose(v.M, invert_affine(store.to_store)), apply_affine(store.to_store, p.xy))
     for i in range(3): assert np.allclose(via[i][COCO.flip] if v.flip[i] else via[i], v.xy[i], atol=1e-9)
+
+
+def test_four_channels_and_three_give_the_same_bytes():
+    g = np.random.default_rng(0); im = g.integers(0, 256, (90, 70, 3), dtype=np.uint8)
+    for i in range(8):
+        M = np.array([[np.cos(i), -np.sin(i), 40*g.random()], [np.sin(i), np.cos(i), 40*g.random()]])*g.uniform(.4, 1.6)
+        plain = cv2.warpAffine(im, M, (48, 64), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+        out = np.empty((64, 48, 3), np.uint8); assert np.array_equal(crops.warp(im, M, (64, 48)), plain) and crops.warp(im, M, (64, 48), out) is out and np.array_equal(out, plain)
+
+
+@pytest.mark.parametrize('k', [1, 2, 4, 8])
+def test_large_photographs_are_decoded_smaller_and_nothing_moves(k, tmp_path):
+    """A grid of blobs, 12 megapixels and odd sizes: the crop from the reduced image shows them where the crop of the whole shows them."""
+    from posellm.data.images import read_image, read_reduced
+    h, w = 3001, 4003; y, x = np.mgrid[:h, :w].astype(np.float32); pic = np.uint8(127 + 60*np.cos(x/90)[..., None]*np.cos(y/90)[..., None] + np.zeros(3, np.float32))
+    path = tmp_path/'big.jpg'; cv2.imwrite(str(path), pic, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    M = np.array([[[1/(k*1.3), 0, -100/k], [0, 1/(k*1.3), -80/k]]]); assert crops.reduction(M) == k
+    small, n = read_reduced(path, k); assert n == k and small.shape == (-(-h//k), -(-w//k), 3)
+    a = crops.warp(read_image(path), M[0], (256, 192)).astype(int); b = crops.warp(small, crops.from_reduced(M, k)[0], (256, 192)).astype(int)
+    assert np.abs(a - b).mean() < 1.5 and np.abs(a - b).max() < 12
+
+
+def test_pictures_that_are_turned_or_no_jpeg_are_read_whole(tmp_path):
+    from posellm.data.images import read_reduced
+    im = np.full((40, 60, 3), 90, np.uint8); cv2.imwrite(str(tmp_path/'a.png'), im)
+    assert read_reduced(tmp_path/'a.png', 4)[1] == 1 and read_reduced(tmp_path/'a.png', 4)[0].shape == (40, 60, 3)

@@ -9,10 +9,12 @@ __all__ = ['check']
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from ..core.errors import PoseError
 from ..core.files import read_json
 from ..core.log import Progress
-from .case import Case, build_case
+from .case import Case, build_case, is_id
 from .layout import folders_above, locate_files
 from .alike import print_images
 from . import anatomy, conventions # their rules register themselves
@@ -35,19 +37,23 @@ def _run_rules(case: Case) -> list:
         if h.count: out.append(Finding(r.id, r.severity, case.split, case.file, h.count, r.why, r.todo, h.examples, h.ids, h.of))
     return out
 
-def _scan_case(case: Case, decode) -> Scan:
-    scan, records = Scan(), [im for im in case.table.values() if im.get("path")]
+def _scan_case(case: Case, decode) -> Case:
+    "The case with its images looked at; sizes that the records lack are those of the files."
+    scan, records, sizes = Scan(), [im for im in case.table.values() if im.get("path")], {}
     with Progress(len(records), f"looking at {case.split} images", "images") as bar:
-        for im in records: look_at(dict(im), scan, decode); bar.step(bad=len(scan.bad))
-    return scan
+        for im in records:
+            look_at(im := dict(im), scan, decode); bar.step(bad=len(scan.bad))
+            if all(type(im.get(k)) in (int, float) for k in ("width", "height")): sizes[im["id"]] = im["width"], im["height"]
+    size = np.array([sizes.get(a.get("image_id") if is_id(a.get("image_id")) else None, s) for a, s in zip(case.anns, case.size)], float).reshape(-1, 2)
+    return replace(case, scan=scan, size=np.where(np.isfinite(case.size), case.size, np.where(size > 0, size, np.nan)))
 
 def _look(case: Case, decode, alike, notes) -> Case:
     "The case with its images looked at."
-    scan = _scan_case(case, decode); good = [im for i, im in case.table.items() if im.get("path") and i not in scan.bad]
+    case = _scan_case(case, decode); good = [im for i, im in case.table.items() if im.get("path") and i not in case.scan.bad]
     if len(good) > alike:
         if alike: notes.append(f"{case.split}: nearly equal images were not looked for among {len(good)} (more than {alike})")
-        return replace(case, scan=scan)
-    return replace(case, scan=scan, prints=print_images(good, f"comparing {case.split} images"))
+        return case
+    return replace(case, prints=print_images(good, f"comparing {case.split} images"))
 
 def _unreadable(e: PoseError, split, file) -> Finding:
     return Finding("unreadable", "error", split, str(e.file or file), 1, f"{e.what[:1].upper()}{e.what[1:]}; nothing else can be checked.", e.todo or "Pass a COCO keypoint data set.", [str(e)])

@@ -53,7 +53,7 @@ def area_is_box(case):
 @rule("one-based", "warning", "Coordinates are counted from 1 (MATLAB's way): everything is shifted by one pixel, which matters for small people and strict thresholds.", "Subtract 1 from x and y of keypoints and boxes; `--fix` does it.")
 def one_based(case):
     use = ~case.crowd; xy = case.kpts[use[case.rows]][case.on[use[case.rows]]][:, :2]; b = case.bbox[use & np.isfinite(case.bbox).all(1)]
-    if len(xy) < 100 or xy.min() < 1 or (len(b) and b[:, :2].min() < .5): return Hits()
+    if len(xy) < 100 or xy.min() < .5 or (len(b) and b[:, :2].min() < .5): return Hits()
     size = np.broadcast_to(case.size[case.rows][:, None], case.kpts[..., :2].shape)[use[case.rows]][case.on[use[case.rows]]]; end = case.size[use & np.isfinite(case.bbox).all(1)]
     near = lambda x, y: np.abs(x - y) < .006
     at_end, beyond, at_one, past = int((xy == size).sum()), int((xy > size).sum()), int(near(b[:, :2], 1).sum()), int(near(b[:, :2] + b[:, 2:], end + 1).sum())

@@ -78,8 +78,8 @@ def _(d, g): im = d["images"][int(g.integers(len(d["images"])))]; im["file_name"
 @corruption("size-missing")
 def _(d, g): [im.update({str(g.choice(["width", "height"])): [None, 0, -1][g.integers(3)]}) for im in d["images"] if g.random() < .4 or im is d["images"][0]]
 
-# %% ../../nbs/data/06_corrupt.ipynb #51d6fe0b
-@corruption("names-broken", "sides-doubt sides-set")
+# %% ../../nbs/data/06_corrupt.ipynb #d26ea170
+@corruption("names-broken", "sides-doubt sides-set sides-person limbs")
 def _(d, g): n = d["categories"][0]["keypoints"]; i = int(g.integers(1, len(n))); n[i] = n[i-1] if g.random() < .5 else "left_tail"
 @corruption("names-missing")
 def _(d, g): [c.pop("keypoints") for c in d["categories"]]
@@ -159,9 +159,9 @@ def _(d, g):
 def _(d, g): v = int(g.integers(1, 3)); _everybody(d, lambda k, a: np.c_[k[:, :2], np.where(k[:, 2] > 0, v, 0)])
 @corruption("never-labelled", "num-keypoints limbs sides-person")
 def _(d, g): j = int(g.integers(17)); _everybody(d, lambda k, a: np.where(np.arange(17)[:, None] == j, 0, k)); [a.update(num_keypoints=int((_k(a)[:, 2] > 0).sum())) for a in d["annotations"] if a.get("keypoints")]
-@corruption("person-twice", "duplicate-ids")
+@corruption("person-twice", "duplicate-ids sides-person limbs keypoints-outside box-keypoints box-outside")
 def _(d, g): a = some(d, g, .03, .1); new = [{**copy.deepcopy(x), "id": int(g.integers(10**12, 10**13))} for x in a]; d["annotations"] += new; return _ids(new)
-@corruption("person-near-twice")
+@corruption("person-near-twice", "sides-person limbs keypoints-outside box-keypoints box-outside")
 def _(d, g):
     a = some(d, g, .03, .1); new = []
     for x in a:

@@ -75,6 +75,7 @@ def _choose(d, asked, anns, file) -> tuple: # Skeleton or None, name of the dial
     s = _by_number(n, file)
     return s, 'coco', f'no keypoint names in the file: {s.name} assumed from {n} numbers' if s.name == 'coco17' else f'no keypoint names in the file: {s.name} has that many'
 
+# %% ../../nbs/data/00c_dialects.ipynb #a218c758
 def understand(
     d:dict, # parsed COCO file with the lists images, annotations, categories
     skeleton=None, # name or Skeleton; None: from the file
@@ -127,6 +128,7 @@ def get_skeleton_or_none(name):
 
 dialect_names = {'posetrack17': 'posetrack18', 'h36m17': 'h36m', 'crowdpose14': 'crowdpose', 'halpe136': 'halpe', 'aic14': 'aic-coco', 'wflw98': 'wflw', 'cofw29': 'cofw', 'face68': '300w', 'mvor10': 'mvor', 'mpii_trb40': 'mpii-trb'}
 
+# %% ../../nbs/data/00c_dialects.ipynb #b221feed
 def _visible(d, s, done):
     "1 becomes 2 in data sets that only say labelled or not."
     third = lambda a: a['keypoints'][2::3] if isinstance(a, dict) and isinstance(a.get('keypoints'), list) else ()

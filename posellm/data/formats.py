@@ -18,6 +18,7 @@ from .coco import read_coco
 from .cvat import is_cvat, read_cvat, read_xml, subsets
 from .labelme import is_labelme, read_labelme
 from .layout import SPLITS, find_images, find_layout, split_name
+from .matlab import mat_variables
 from .mpii import read_mpii_h5, read_mpii_json, read_mpii_mat
 from .native import Native
 from .research import read_aic, read_h36m_npz, read_lsp, read_posetrack
@@ -54,6 +55,7 @@ def looks(file, kind) -> bool:
     h = head(file)
     return bool(re.match(_signs[kind], h, re.S)) and not (kind == 'labelme' and re.match(_signs['coco'], h, re.S))
 
+# %% ../../nbs/data/47_formats.ipynb #9a3aa206
 def _jsons(folder, kind, below=('', 'annot', 'annotations', 'labels')) -> list:
     "Files of a kind in a folder and in the usual ones below it; beside them, a file that is no json any more is an error, not a smaller set."
     every = [f for b in below if (folder/b).is_dir() for f in sorted((folder/b).glob('*.json'))]; found = [f for f in every if looks(f, kind)]
@@ -98,6 +100,7 @@ def _find_cvat(path) -> dict:
 
 def _read_cvat(file, root, subset, skeleton=None): return read_cvat(file, root, subset, skeleton)
 
+# %% ../../nbs/data/47_formats.ipynb #7c2badba
 def _find_labelme(path) -> dict:
     if path.is_file(): return {'train': Part(path, path.parent, partial(_read_labelme, [path], path.parent))} if path.suffix.lower() == '.json' and looks(path, 'labelme') and is_labelme(read_json(path)) else {}
     places = [path, path/'annotations', path/'labels', path/'json', *(path/w for w in SPLITS)]; out = {}
@@ -135,10 +138,9 @@ def _lists(path, kind, read, what) -> dict:
     return {s: Part(f, find_images(root, f), partial(_fixed(read, what), f)) for s, f in splits.items()}
 
 def _variables(file) -> list:
-    "Names in a MATLAB file, [] where it is none."
-    from scipy.io import whosmat
-    try: return [v[0] for v in whosmat(str(file))]
-    except Exception: return ['?'] # damaged: the reader says how
+    "Names in a MATLAB file, ['?'] where it is damaged: the reader says how."
+    try: return mat_variables(file)
+    except PoseError: return ['?']
 
 def _mats(path): return [path] if path.is_file() and path.suffix.lower() == '.mat' else sorted(path.glob('*.mat')) if path.is_dir() else []
 
@@ -147,6 +149,7 @@ def _find_lsp(path) -> dict:
     if len(files) > 1: raise PoseError('several files of LSP', file=path, found=', '.join(f.name for f in files), todo='pass the one that is meant')
     return {'train': Part(files[0], find_images(files[0].parent, files[0]), partial(_fixed(read_lsp, 'lsp'), files[0]))} if files else {}
 
+# %% ../../nbs/data/47_formats.ipynb #af4cbc22
 def _find_mpii(path) -> dict:
     root = path if path.is_dir() else path.parent; parts = _lists(path, 'mpii', read_mpii_json, 'mpii')
     mats = [(f, read_mpii_mat) for f in _mats(path) if {'RELEASE', 'annolist'} & set(v := _variables(f)) or v == ['?'] and 'mpii' in f.name.lower()]
@@ -218,7 +221,7 @@ def open_source(
         try:
             if parts := f.find(p): hits[f.name] = parts
         except PoseError as e: faults[f.name] = e
-    if len(hits) > 1 and not any(looks(x.file, 'coco') for x in hits.get('coco', {}).values()): hits.pop('coco', None) # some json, taken for COCO for want of better
+    if len(hits) + len(faults) > 1 and not any(looks(x.file, 'coco') for x in hits.get('coco', {}).values()): hits.pop('coco', None) # some json, taken for COCO for want of better
     if len(hits) > 1: raise PoseError('several formats are in this place', file=p, found='; '.join(f'{n}: {", ".join(sorted({x.file.name for x in parts.values()}))}' for n, parts in hits.items()), allowed='one', todo=f'pass the file that is meant, or --from {" or --from ".join(hits)}')
     if hits: return Source(name := next(iter(hits)), p, hits[name])
     if faults: raise next(iter(faults.values()))
@@ -235,6 +238,7 @@ def _open_as(p, name) -> Source:
 
 def _read_dialect(read, keypoints, skeleton=None): return read(skeleton or keypoints)
 
+# %% ../../nbs/data/47_formats.ipynb #6b2003b5
 def _what(p) -> str:
     "What a file seems to be."
     from posellm.data.images import looks_like

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'KINDS', 'image_kind', 'looks_like', 'Header', 'parse_header', 'read_header', 'image_size', 'which_turn',
-           'turn_image', 'check_pixels', 'check_complete', 'decode_image', 'read_image', 'read_record']
+           'turn_image', 'can_reduce', 'check_pixels', 'check_complete', 'decode_image', 'read_reduced', 'read_image',
+           'read_record']
 
 # %% ../../nbs/data/00_images.ipynb #3cdccebe
 import mmap
@@ -203,6 +204,23 @@ def turn_image(
     if turn in (3, 4, 7, 8): image = image[::-1]
     return np.ascontiguousarray(image)
 
+# %% ../../nbs/data/00_images.ipynb #7efa5989
+def _by_simplejpeg(data, header, reduce): # RGB, or None where OpenCV must do
+    try: import simplejpeg
+    except ImportError: return None # no wheel for this machine
+    try: return simplejpeg.decode_jpeg(data, "RGB", min_height=-(-header.height//reduce) if reduce > 1 else 0, min_width=-(-header.width//reduce) if reduce > 1 else 0)
+    except ValueError: return None # CMYK, or damage about which OpenCV is less strict
+
+def _by_opencv(data, reduce):
+    flag = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}[reduce]
+    try: image = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error: return None
+    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+def can_reduce(header: Header, turn=1) -> bool:
+    "JPEGs can be decoded smaller in a fraction of the time; not when they are to be turned, where odd sizes would shift them."
+    return header.kind == "JPEG" and turn == 1
+
 # %% ../../nbs/data/00_images.ipynb #96324183
 def check_pixels(header: Header, max_pixels=MAX_PIXELS, file=None):
     "PoseError when an image claims more than `max_pixels` (an image bomb, or a scan that should be made smaller)."
@@ -222,19 +240,32 @@ def decode_image(
     exif=True, # follow the EXIF turn
     size=None, # (width, height) in the annotation file: decides the turn
     file=None, # for error messages
+    reduce=1, # 2, 4 or 8: decode so many times smaller, where `can_reduce`
 ) -> np.ndarray: # (h,w,3) RGB uint8
     "Decode an image file held in memory; PoseError when it is broken or larger than `max_pixels`."
     header = parse_header(data, file)
     check_pixels(header, max_pixels, file)
     check_complete(header, len(data), file)
-    try: image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error: image = None
-    if image is None or image.shape[:2] != (header.height, header.width):
+    turn = which_turn(header, size, exif); reduce = reduce if can_reduce(header, turn) else 1
+    image = _by_simplejpeg(data, header, reduce) if header.kind == "JPEG" else None
+    if image is None: image = _by_opencv(data, reduce)
+    if image is None or image.shape[:2] != (-(-header.height//reduce), -(-header.width//reduce)):
         raise PoseError("damaged image", file=file, found=f"{header.kind} {header.width} x {header.height} whose pixels cannot be decoded",
                         todo="get the file again, or remove it and its annotations")
-    return turn_image(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), which_turn(header, size, exif))
+    return turn_image(image, turn)
 
 # %% ../../nbs/data/00_images.ipynb #3f151bca
+def read_reduced(
+    path, # image file
+    reduce=1, # 1, 2, 4 or 8
+) -> tuple: # (h,w,3) RGB uint8, how many times smaller it is
+    "An image at a fraction of its size, where its file allows that; pixel x of the whole is (x+.5)/n - .5 here."
+    _stat(path); header = read_header(path); n = reduce if can_reduce(header, which_turn(header)) else 1
+    check_pixels(header, MAX_PIXELS, path)
+    try: data = Path(path).read_bytes()
+    except OSError as e: raise PoseError("cannot open image", file=path, found=str(e), todo="check the permissions") from None
+    return decode_image(data, file=path, reduce=n), n
+
 def read_image(
     path, # image file
     max_pixels=MAX_PIXELS, # refuse larger images before decoding

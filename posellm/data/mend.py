@@ -16,6 +16,7 @@ from ..core.files import need_space, read_json, sha256, write_json
 from ..core.log import log
 from .check import check
 from .coco import _place, _target_names, same_images
+from .layout import _has_images
 from .remedies import REMEDIES, Change, apply_remedies
 from ..pose.poses import Poses
 
@@ -24,7 +25,10 @@ def _safe_folder(source, out, force) -> Path:
     out = Path(out).expanduser().absolute()
     if not isinstance(source, Poses):
         src = Path(source).expanduser().absolute(); folder = src if src.is_dir() else src.parent
-        if out == folder or out in folder.parents or (src.is_dir() and src in out.parents): raise PoseError("the corrected copy would lie in or around the original", file=out, field="--fix", found=str(out), allowed="a folder outside the data set", todo="choose another folder")
+        places = [folder, *(d for d in folder.iterdir() if d.is_dir() and d != out and d not in out.parents)] if folder.is_dir() else []
+        home = folder.parent if folder.name in ("annotations", "raw", "labels") else folder # a json beside its images is a data set too
+        inside = folder in out.parents and (src.is_dir() or any(map(_has_images, places))) or (home != folder and home in out.parents)
+        if out == folder or out in folder.parents or inside: raise PoseError("the corrected copy would lie in or around the original", file=out, field="--fix", found=str(out), allowed="a folder outside the data set", todo="choose another folder")
     if out.exists() and any(out.iterdir()) and not (out/"manifest.json").exists(): raise PoseError("the folder is not empty", file=out, field="--fix", allowed="a new or empty folder, or an earlier corrected copy", todo="choose another folder")
     if (out/"manifest.json").exists() and not force: raise PoseError("there is a corrected copy already", file=out, field="--fix", todo="choose another folder, or remove it first")
     return out

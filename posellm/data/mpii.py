@@ -65,6 +65,7 @@ def _rect(n, rect, name, where):
     more = dict(head_box=[head[0] - MATLAB_ORIGIN, head[1] - MATLAB_ORIGIN, head[2] - head[0], head[3] - head[1]]) if None not in head else {}
     n.person(name, _joints(n, rect, where), where, box, **more, **(dict(mpii=dict(center=center, scale=scale)) if box else {}))
 
+# %% ../../nbs/data/43_mpii.ipynb #0aafc1cb
 def read_mpii_mat(
     file, # mpii_human_pose_v1_u12_1.mat or a part of it
 ) -> tuple: # Poses, {what was understood in which way: how often}

@@ -166,12 +166,14 @@ def visibility(case):
     hint = " (AI Challenger's convention?)" if (v == 3).any() and not (v == 0).any() else " (scores?)" if (v != v.round()).any() else ""
     return people(case, case.rows[bad.any(1)], lambda i: f"visibility {sorted(set(np.array(case.anns[i]['keypoints'][2::3])) - {0, 1, 2})[:3]}{hint}")
 
+def _in_image(wh) -> str: return f"in an image of {wh[0]:g} x {wh[1]:g}" if np.isfinite(wh).all() else "(the size of the image is unknown)"
+
 @rule("keypoints-outside", "warning", "A labelled keypoint outside its image is a slip, or the image has another size than the labels.", "Look at the examples; correct them or set v to 0.")
 def keypoints_outside(case):
     size = case.size[case.rows][:, None]
     out = case.on & ((case.kpts[..., :2] < -1) | (case.kpts[..., :2] > size + 1)).any(-1)
     at = dict(zip(case.rows.tolist(), range(len(case.rows))))
-    def say(i): m = at[i]; j = int(np.argmax(out[m])); return f"keypoint {j} at ({case.kpts[m, j, 0]:g}, {case.kpts[m, j, 1]:g}) in an image of {case.size[i, 0]:g} x {case.size[i, 1]:g}"
+    def say(i): m = at[i]; j = int(np.argmax(out[m])); return f"keypoint {j} at ({case.kpts[m, j, 0]:g}, {case.kpts[m, j, 1]:g}) {_in_image(case.size[i])}"
     return people(case, case.rows[out.any(1)].tolist(), say)
 
 # %% ../../nbs/data/01b_rules.ipynb #a5ba984b
@@ -244,7 +246,7 @@ def box_xyxy(case): return people(case, _looks_xyxy(case), lambda i: f"bbox {cas
 @rule("box-outside", "info", "A box that reaches outside its image is fine for cropping, but some tools refuse it.", "Clip the boxes if another tool needs it.")
 def box_outside(case):
     b = case.bbox
-    return people(case, ((b[:, :2] < -1) | (b[:, :2] + b[:, 2:] > case.size + 1)).any(1) & ~_looks_xyxy(case), lambda i: f"bbox {case.anns[i]['bbox']} in {case.size[i, 0]:g} x {case.size[i, 1]:g}")
+    return people(case, ((b[:, :2] < -1) | (b[:, :2] + b[:, 2:] > case.size + 1)).any(1) & ~_looks_xyxy(case), lambda i: f"bbox {case.anns[i]['bbox']} {_in_image(case.size[i])}")
 
 # %% ../../nbs/data/01b_rules.ipynb #d3d054a9
 @rule("box-keypoints", "warning", "Half or more of a person's visible keypoints lie outside the box (hidden ones may): it belongs to somebody else, or its format is wrong.", "Check box and keypoints of the examples.")

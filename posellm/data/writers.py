@@ -58,6 +58,7 @@ def place(images, names, folder, how, lost:Counter) -> int: # images that are th
     if how != 'none' and len(there) < len(images): lost['images that are not there: only their records are written'] += len(images) - len(there)
     return len(there)
 
+# %% ../../nbs/data/48_writers.ipynb #250c9c12
 def size_of(im, what) -> tuple:
     "Width and height of an image, by its record or its file."
     w, h = im.get('width'), im.get('height')
@@ -87,6 +88,7 @@ def _yolo_text(p, size, lost) -> list: # of lines
         out.append(f'{int(p.category_id[i])-1} ' + ' '.join(f'{t:.6f}' for t in ((a + c)/2/w, (b + d)/2/h, (c - a)/w, (d - b)/h)) + ' ' + ' '.join(f'{kx:.6f} {ky:.6f} {kv}' for (kx, ky), kv in zip(k, v)))
     return out
 
+# %% ../../nbs/data/48_writers.ipynb #411e3e32
 def write_yolo(
     parts:dict, # split -> Poses
     out, # folder

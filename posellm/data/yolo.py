@@ -148,6 +148,7 @@ def _yaml_splits(y, d, root) -> dict:
             if found: out.setdefault(split, []).extend(found)
     return out
 
+# %% ../../nbs/data/41_yolo.ipynb #366dc595
 def find_yolo(
     path, # folder, data.yaml, or zip of labels
 ) -> YoloSet: # or None: nothing of YOLO's here
@@ -177,6 +178,7 @@ def _plain_folders(path, root):
     zips = [z for z in _files(root, ('.zip',)) if 'label' in z.name.lower() and _zip_has_labels(z)]
     return YoloSet(root, splits=_zip_splits(zips[0])) if len(zips) == 1 else None
 
+# %% ../../nbs/data/41_yolo.ipynb #d5886b0e
 def _zip_has_labels(file) -> bool:
     import zipfile
     try:
@@ -222,6 +224,7 @@ def _size(key, image, sizes, n):
     if s[2]: n.done['image sizes that image_sizes.csv calls a guess'] += 1
     return s[:2]
 
+# %% ../../nbs/data/41_yolo.ipynb #c58b210d
 def read_yolo(
     found:YoloSet, # of `find_yolo`
     split='train',

@@ -146,11 +146,22 @@ def _confidence(W, i, level=None): # "confidence in the head [is low]"
                     yield W.fill(j), claims_of(PERSON, [('confidence', c)]), PERSON, None
         elif W.w[i] != 'is': yield from _confidence_in(W, k, level)
 
+def _in_brackets(W, i): # "(0.93)", a mean confidence; or nothing
+    yield i, None
+    if W.w[i:i + 1] == ['('] and W.w[i + 2:i + 3] == [')'] and NUMBER.fullmatch(W.w[i + 1]): yield i + 3, float(W.w[i + 1])
+
 def _confidence_in(W, i, level):
     for j, t in things(W, i):
         if t.quant != 'all': continue
         j = (W.any(j, ('keypoints', 'joints')) + [j])[0]
-        if level: yield W.fill(j), claims_of(t, [('confidence', level)]), t, None; continue
+        if level:
+            c = claims_of(t, [('confidence', level)])
+            for k, value in _in_brackets(W, j):
+                own = c if value is None else [replace(x, test=(x.keys[0].split(':')[0], value - .006, value + .006)) for x in c if x.keys] if len(c) == 1 else None
+                if not own: continue
+                yield W.fill(k), own, t, None
+                for m in W.any(k, ('and',)): yield from ((n, own + more, t, None) for n, more, _, _ in _confidence_in(W, m, level)) if value is not None else () # "for the head (0.93) and the legs (0.91)"
+            continue
         for v, negated in ((W.at(j, 'is'), False), (W.at(j, 'is not'), True)):
             for c, ws in LEVELS.items() if v is not None else ():
                 for m in W.any(W.fill(v), ws): yield W.fill(m), claims_of(t, [('confidence', c)], negated), t, None

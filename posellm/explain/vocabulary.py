@@ -120,7 +120,7 @@ _pic = ('the picture of the person', 'the picture', 'the image', 'the photo', 't
 _inside = tuple(f'{a} the {f}' for a in ('inside', 'in', 'within') for f in FRAMES)
 _outside = tuple(f'{a} the {f}' for a in ('outside', 'out of', 'outside of', 'cut off by', 'cut off by the edge of', 'cut off at the edge of') for f in FRAMES)
 PHRASES = { # category -> whole statements
-    'crop.blur:blurred': tuple(f'{p} is {b}' for p in _pic for b in ('blurred', 'blurry')), 'crop.blur:sharp': tuple(f'{p} is sharp' for p in _pic),
+    'crop.blur:blurred': tuple(f'{p} is {b}' for p in _pic for b in ('blurred', 'blurry', 'blurred there')), 'crop.blur:sharp': tuple(f'{p} is sharp' for p in _pic),
     'crop.size:small': tuple(f'the person is small in the {f}' for f in FRAMES), 'crop.size:large': tuple(f'the person is large in the {f}' for f in FRAMES),
     'crop.cut:cut off': tuple(f'{p} {v}{o}' for p in ('a part of the person', 'part of the person', 'a part of the body', 'part of the body') for v in ('is ', 'lies ', 'are ') for o in (*_outside, 'cut off')) + tuple(f'the person is partly {o}' for o in (*_outside, 'cut off')),
     'crop.cut:whole': tuple(f'the {w} {p} {v} {o}' for w in ('whole', 'entire') for p in ('person', 'body') for v in ('is', 'can be seen', 'is visible') for o in _inside),
@@ -133,4 +133,4 @@ LITTLE = ('little can be said about', 'little is known about', 'little is certai
 
 # %% ../../nbs/explain/14_vocabulary.ipynb #e1988036
 VOCABULARY = {w for p in (*FILLERS, *COPULAS, *HELD, *HAVE, *PEOPLE, *DETS, *FRAMES, *(p for p, _ in (*STATE_LIST, *PERSONAL, *PHRASE_LIST)), *BACK, *SEE, *LITTLE, *SEPARATORS, *BECAUSE, *MAYBE, *SO, *(p for ps in (*RELATIONS.values(), *LEVELS.values()) for p in ps)) for w in p.split()}
-VOCABULARY |= set("left right other one each either neither nor both two of so do does side edge border hand height level points point pointing directed aimed reaches reaching out leans about around some degrees angle forms makes an not can confidence keypoints joints keypoint it they there is are whose whole entire viewer's image's picture's for on . !".split())
+VOCABULARY |= set("left right other one each either neither nor both two of so do does side edge border hand height level points point pointing directed aimed reaches reaching out leans about around some degrees angle forms makes an not can confidence keypoints joints keypoint it they there is are whose ( ) whole entire viewer's image's picture's for on . !".split())

@@ -122,8 +122,9 @@ def _missed(poses, em, i, k, unit, places, r, tries=6): # (n,2)
 def corrupt(
     poses:Poses, # truth
     em:ErrorModel, seed:int=0,
+    ghosts:float=0., # share of the keypoints nobody labelled that are predicted all the same, somewhere in the box
 ): # (predictions of the same people, kinds (N,K): index into `kinds`, 5 where nobody labelled)
-    "The people as a network might have predicted them. Keypoints nobody labelled are scattered over the box."
+    "The people as a network might have predicted them. Keypoints nobody labelled are missing (confidence 0), but for the ghosts."
     if em.rates.shape[1] != poses.K: raise PoseError('the error model is for other keypoints', field='skeleton', found=f'{poses.skeleton.name} ({poses.K})', allowed=f'{em.skeleton} ({em.rates.shape[1]})')
     r, on, (N, K) = rng(seed, 'corrupt', len(poses)), poses.labelled, poses.xy.shape[:2]
     unit = get_sigmas(poses.skeleton)*np.sqrt(poses.area)[:, None]
@@ -136,7 +137,7 @@ def corrupt(
     i, k = np.nonzero((kind == 4) & on)
     if len(i): xy[i, k] = _missed(poses, em, i, k, unit, places, r)
     xy = np.where(on[..., None], xy, poses.bbox[:, None, :2] + r.random((N, K, 2))*poses.bbox[:, None, 2:]); kind = np.where(on, kind, 5)
-    conf = confidences(kind, em, r)
+    conf = confidences(kind, em, r); conf = np.where(on | (r.random((N, K)) < ghosts), conf, 0.)
     return replace(poses, xy=xy, conf=conf, vis=None, cov=None, score=conf.mean(1), num_keypoints=np.full(N, K), extra=[], info={}, file=None), kind
 
 def confidences(kind, em:ErrorModel, r): # (N,K)

@@ -20,11 +20,11 @@ from .sides import fix_threshold, train_sides
 
 # %% ../../nbs/refine/31_fitting.ipynb #cd621d4d
 def clean_copy(
-    truth:Poses, bad:Poses, # bad: a corrupted copy; gives the places of keypoints nobody labelled
+    truth:Poses, bad:Poses, # bad: a corrupted copy; gives places and confidences of keypoints nobody labelled
     em:ErrorModel, seed:int=0,
 ) -> Poses:
     "Predictions without errors, with the confidences of right keypoints."
-    conf = confidences(np.where(truth.labelled, 0, 5), em, rng(seed, 'clean', len(truth)))
+    conf = np.where(truth.labelled, confidences(np.zeros(truth.labelled.shape, int), em, rng(seed, 'clean', len(truth))), bad.conf)
     return replace(bad, xy=np.where(truth.labelled[..., None], truth.xy, bad.xy), conf=conf, score=conf.mean(1))
 
 def fit_prior(

@@ -18,18 +18,23 @@ def missing(poses:Poses) -> np.ndarray: # (N,K) bool
     "Keypoints about which nothing is known."
     return ~np.isfinite(poses.xy).all(-1) | ~(poses.conf > 0)
 
-def _span_box(xy, on, widen=.12): # (N,4) of the keypoints `on`, widened by a share of its longer side
-    lo = np.where(on[..., None], xy, np.inf).min(1); hi = np.where(on[..., None], xy, -np.inf).max(1); none = ~on.any(1)
-    lo[none], hi[none] = 0, 1; more = widen*np.maximum((hi - lo).max(1), 4)[:, None]
+def _ends(xy, on=None): # (N,K,2), (N,K) -> (N,2), (N,2)
+    v = np.ascontiguousarray(xy.transpose(2, 1, 0)) # people last: the reduction over keypoints runs along memory
+    if on is None: return v.min(1).T, v.max(1).T
+    return np.where(on.T, v, np.inf).min(1).T, np.where(on.T, v, -np.inf).max(1).T
+
+def _span_box(poses, widen=.12): # (N,4) of the surer keypoints, widened by a share of its longer side
+    here = ~missing(poses); xy, conf = np.where(here[..., None], poses.xy, 0.), np.where(here, poses.conf, 0.); on = here & (conf >= .5*conf.max(1, initial=0)[:, None])
+    lo, hi = (np.array(v) for v in _ends(xy, on)); none = ~on.any(1); lo[none], hi[none] = 0, 1; more = widen*np.maximum((hi - lo).max(1), 4)[:, None]
     return np.concatenate([lo - more, hi - lo + 2*more], 1)
 
 def frame_boxes(poses:Poses) -> np.ndarray: # (N,4) xywh
     "The boxes people were found in; where a file has none, a box around the keypoints that are at least half as sure as the person's surest."
-    here = ~missing(poses); xy = np.where(here[..., None], poses.xy, 0.)
-    sure = here & (poses.conf >= .5*np.where(here, poses.conf, 0).max(1, keepdims=True))
-    raw = np.nan_to_num(poses.xy); lo, hi = raw.min(1), raw.max(1); span = np.concatenate([lo, hi - lo], 1)
+    lo, hi = _ends(np.nan_to_num(poses.xy)); span = np.concatenate([lo, hi - lo], 1)
     own = np.isfinite(poses.bbox).all(1) & (poses.bbox[:, 2:] > 1).all(1) & ~(np.abs(poses.bbox - span) < 1e-6).all(1) # a box equal to the span was made from the keypoints, outliers included
-    return np.where(own[:, None], poses.bbox, _span_box(xy, sure))
+    out = np.array(poses.bbox, float); i = np.flatnonzero(~own)
+    if len(i): out[i] = _span_box(poses[i])
+    return out
 
 # %% ../../nbs/refine/21_frame.ipynb #e69865fa
 @dataclass(eq=False)

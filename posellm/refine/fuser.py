@@ -132,4 +132,5 @@ def load_fuser(path) -> Fuser:
     d = read_json(path, 'a fuser')
     if not isinstance(d, dict) or d.get('kind') != 'fuser' or d.get('schema') != 1: raise PoseError('not a fuser, or of another version', file=path, field='kind, schema', found=(d.get('kind'), d.get('schema')) if isinstance(d, dict) else type(d).__name__, allowed=('fuser', 1))
     if d.get('rule') not in RULES: raise unknown('rule', d.get('rule'), RULES, file=path)
-    return Fuser(d['rule'], d['know'] and knowledge_from_dict(d['know'], path), d['spread'] and spread_from_dict(d['spread'], path), d['gate'], d['tried'], d['notes'])
+    part = lambda key, read: None if d.get(key) is None else read(d[key], path)
+    return Fuser(d['rule'], part('know', knowledge_from_dict), part('spread', spread_from_dict), d.get('gate', 'usual'), d.get('tried', {}), d.get('notes', []))

@@ -13,7 +13,7 @@ import numpy as np
 from ..metrics.calibration import box_sizes, isotonic, logistic_fit
 from ..metrics.oks import get_sigmas, keypoint_similarity
 from ..pose.poses import Poses
-from .frame import missing, person_frames
+from .frame import missing, person_frames, sigma_units
 
 # %% ../../nbs/refine/24_gate.ipynb #58df912e
 def expected_from_cov(
@@ -29,9 +29,10 @@ def cov_from_expected(e, unit) -> np.ndarray: # (N,K,2,2) px^2
 
 def observation_trust(
     poses:Poses, trust, # map (conf, size) -> expected similarity, or None: the confidences are that already
+    frame=None, # of the people, where it is known
 ) -> np.ndarray: # (N,K)
     "How far each observed keypoint may be trusted: by its covariance where there is one, else by its confidence."
-    if poses.cov is not None: e = expected_from_cov(poses.cov, get_sigmas(poses.skeleton)*person_frames(poses).scale[:, None]); return np.where(np.isfinite(e), e, .5)
+    if poses.cov is not None: e = expected_from_cov(poses.cov, sigma_units(poses, frame)); return np.where(np.isfinite(e), e, .5)
     conf = np.clip(np.nan_to_num(poses.conf), 0, 1); return conf if trust is None else trust(conf, box_sizes(poses))
 
 # %% ../../nbs/refine/24_gate.ipynb #fb7ac64a
@@ -47,11 +48,12 @@ def near_matrix(skeleton) -> np.ndarray: # (K,K) 1 within two edges
 def prior_signals(
     poses:Poses, xy, # (N,K,2) the prior's places
     correct, trust, # (N,K) expected correctness by the network; trust in the observation
+    frame=None,
 ) -> np.ndarray: # (N,K,5)
     "What decides how good the prior's places are."
     K, near, gone = poses.K, near_matrix(poses.skeleton), missing(poses); c = np.where(gone, .02, correct)
     rest, around = (c.sum(1, keepdims=True) - c)/(K - 1), c @ near.T/near.sum(1)
-    d = np.linalg.norm(np.where(gone[..., None], 0, poses.xy - xy), axis=-1)/(get_sigmas(poses.skeleton)*person_frames(poses).scale[:, None])
+    v = np.where(gone[..., None], 0, poses.xy - xy); d = np.sqrt(v[..., 0]**2 + v[..., 1]**2)/sigma_units(poses, frame)
     return np.stack([_logit(c), _logit(rest), _logit(around), _logit(np.where(gone, .02, trust)), np.log(.3 + np.where(gone, 3., d))], -1)
 
 # %% ../../nbs/refine/24_gate.ipynb #53111be4
@@ -62,16 +64,21 @@ class Gate:
     weights:np.ndarray # (K,6) of the signals and 1
     margin:float=.1 # by which the prior must be better; inf: nothing moves
     fill:float=.3 # a missing keypoint is filled where the prior's place is worth at least so much
-    def expectations(self, poses:Poses, xy, correct, trust): # e_o, e_p (N,K)
+    least:float=1. # sigmas: a prior that places a keypoint nearer to where it was observed only confirms it
+    few:float=1. # the margin grows by few/n for a person with n keypoints: with few of them each counts more, and less is known
+    evidence:float=2.5 # sum of the other keypoints' expected similarity below which a person is left alone
+    def expectations(self, poses:Poses, xy, correct, trust, frame=None): # e_o, e_p (N,K)
         "Expected similarity of the observed and of the prior's places."
-        e_o = np.where(missing(poses), 0., np.interp(correct, *self.honest)); x = prior_signals(poses, xy, correct, trust)
-        return e_o, 1/(1 + np.exp(-np.clip((x*self.weights[:, :-1]).sum(-1) + self.weights[:, -1], -30, 30)))
-    def opens(self, e_o, e_p, gone) -> np.ndarray: # (N,K) bool
+        e_o = np.where(missing(poses), 0., np.interp(correct, *self.honest)); x = prior_signals(poses, xy, correct, trust, frame)
+        return e_o, 1/(1 + np.exp(-np.clip(np.einsum('nkf,kf->nk', x, self.weights[:, :-1]) + self.weights[:, -1], -30, 30)))
+    def opens(self, e_o, e_p, gone, far) -> np.ndarray: # (N,K) bool; far (N,K): sigmas between the two places
         "Where the prior outweighs the observation."
-        return np.where(gone, (e_p >= self.fill) & np.isfinite(self.margin), e_p > e_o + self.margin)
-    def to_dict(self): return dict(honest=[np.round(a, 4).tolist() for a in self.honest], weights=self.weights.round(4).tolist(), margin=None if np.isinf(self.margin) else self.margin, fill=self.fill)
+        known = e_o.sum(1, keepdims=True) - e_o >= self.evidence
+        margin = self.margin + self.few/np.maximum((~gone).sum(1, keepdims=True), 1)
+        return known & np.where(gone, (e_p >= self.fill) & np.isfinite(self.margin), (e_p > e_o + margin) & (far > self.least))
+    def to_dict(self): return dict(honest=[np.round(a, 4).tolist() for a in self.honest], weights=self.weights.round(4).tolist(), margin=None if np.isinf(self.margin) else self.margin, fill=self.fill, least=self.least, few=self.few, evidence=self.evidence)
     @classmethod
-    def from_dict(cls, d): return cls(tuple(np.array(a, float) for a in d['honest']), np.array(d['weights'], float), np.inf if d['margin'] is None else d['margin'], d['fill'])
+    def from_dict(cls, d): return cls(tuple(np.array(a, float) for a in d['honest']), np.array(d['weights'], float), np.inf if d['margin'] is None else d['margin'], d['fill'], d.get('least', 1.), d.get('few', 1.), d.get('evidence', 2.5))
 
 # %% ../../nbs/refine/24_gate.ipynb #fbcc9f96
 def fit_gate(

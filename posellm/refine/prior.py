@@ -23,7 +23,7 @@ from ..metrics.oks import get_sigmas
 from ..pose.poses import Poses
 from ..pose.skeleton import make_skeleton
 from .corrupt import corrupt
-from .frame import missing, network_input, person_frames
+from .frame import missing, network_input, person_frames, sigma_units
 from .gate import Gate, cov_from_expected, fit_gate, observation_trust
 from .vae import PoseVAE, kl_divergence
 
@@ -58,10 +58,10 @@ def same_skeleton(prior:Prior, poses:Poses):
 @torch.inference_mode()
 def read_people(
     prior:Prior, poses:Poses, trust=None, # map (conf, size) -> expected similarity instead of the prior's own
-    batch:int=8192,
+    batch:int=4096, frame=None, # of the people, where it is known
 ) -> Reading:
     "Send people through the network."
-    same_skeleton(prior, poses); frame = person_frames(poses); t = observation_trust(poses, prior.trust if trust is None else trust)
+    same_skeleton(prior, poses); frame = person_frames(poses) if frame is None else frame; t = observation_trust(poses, prior.trust if trust is None else trust, frame)
     x, parts = torch.from_numpy(network_input(poses, t, frame)), []
     for rows in x.split(batch):
         xy, logit, mean, logvar = prior.net(rows, sample=False); parts.append((xy, torch.sigmoid(logit), kl_divergence(mean, logvar), mean))
@@ -90,11 +90,11 @@ def refine(
     rescore:bool=False, sides:bool=True, # decide left and right first
 ) -> Refined:
     "Move what the prior knows better, and nothing else."
-    same_skeleton(prior, poses); gone = missing(poses); exchanged = np.zeros(gone.shape, bool)
-    if sides and prior.sides is not None: poses, exchanged = prior.sides.repair(poses, observation_trust(poses, prior.trust if trust is None else trust)); gone = missing(poses)
-    r = read_people(prior, poses, trust)
-    e_o, e_p = prior.gate.expectations(poses, r.xy, r.correct, r.trust); moved = prior.gate.opens(e_o, e_p, gone)
-    e = np.where(moved, e_p, e_o); unit = get_sigmas(poses.skeleton)*person_frames(poses).scale[:, None]
+    same_skeleton(prior, poses); gone, frame = missing(poses), person_frames(poses); exchanged = np.zeros(gone.shape, bool)
+    if sides and prior.sides is not None: poses, exchanged = prior.sides.repair(poses, observation_trust(poses, prior.trust if trust is None else trust, frame), frame); gone = missing(poses)
+    r = read_people(prior, poses, trust, frame=frame); unit = sigma_units(poses, frame)
+    e_o, e_p = prior.gate.expectations(poses, r.xy, r.correct, r.trust, frame); v = np.where(gone[..., None], 0, poses.xy - r.xy); moved = prior.gate.opens(e_o, e_p, gone, np.sqrt(v[..., 0]**2 + v[..., 1]**2)/unit)
+    e = np.where(moved, e_p, e_o)
     xy = np.where(moved[..., None], r.xy, poses.xy); conf = np.where(moved, e_p, poses.conf)
     out = replace(poses, xy=xy, conf=e if rescore else conf, cov=cov_from_expected(e, unit), score=e.mean(1) if rescore else poses.score)
     return Refined(out, moved, _why(moved, gone, e_o, exchanged), e_o, e_p, r, exchanged)
@@ -118,17 +118,17 @@ def shift_in_sigmas(a:Poses, b:Poses, area): # (N,K)
 
 def choose_margin(
     prior:Prior, truth:Poses, pred:Poses, trust=None, clean:Poses=None, # the same people without errors, with the confidences of right keypoints
-    margins=(0., .03, .06, .09, .12, .15, .2, .25, .3, .4, np.inf), most_moved:float=.005, most_lost:float=.002,
+    margins=(-.06, -.03, -.015, 0., .015, .03, .06, .1, .15, .25, np.inf), leasts=(1., 1.5), most_moved:float=.007, most_lost:float=.0024,
 ): # (Prior, table: list of dict)
     "Fix the margin; inf (nothing moves) where no other keeps the promises or helps."
     from posellm.metrics.ap import evaluate
     ap = lambda p: evaluate(truth, p, strict=False).stats['AP']; base, rows = ap(pred), []
-    for m in margins:
-        p = replace(prior, gate=replace(prior.gate, margin=m)); out = refine(pred, p, trust, sides=False)
+    for m, least in [(m, l) for l in leasts for m in margins]:
+        p = replace(prior, gate=replace(prior.gate, margin=m, least=least)); out = refine(pred, p, trust, sides=False)
         must = confident_right(truth, pred, out.reading.trust); share = float((shift_in_sigmas(pred, out.poses, truth.area)[must] > .3).mean()) if must.any() else 0.
         lost = 0. if clean is None else ap(clean) - ap(refine(clean, p, trust, sides=False).poses)
-        rows.append(dict(margin=float(m), ap=ap(out.poses), gain=ap(out.poses) - base, confident_right_moved=share, lost_on_clean=lost, keeps=share <= most_moved and lost <= most_lost))
-    best = max((r for r in rows if r['keeps']), key=lambda r: (round(r['ap'], 4), r['margin'])); return replace(prior, gate=replace(prior.gate, margin=best['margin'])), rows
+        rows.append(dict(margin=float(m), least=least, ap=ap(out.poses), gain=ap(out.poses) - base, confident_right_moved=share, lost_on_clean=lost, keeps=share <= most_moved and lost <= most_lost))
+    best = max((r for r in rows if r['keeps']), key=lambda r: (round(r['ap'], 4), r['margin'])); return replace(prior, gate=replace(prior.gate, margin=best['margin'], least=best['least'])), rows
 
 # %% ../../nbs/refine/25_prior.ipynb #e1d10a0b
 def save_prior(prior:Prior, path) -> Path: # path without ending

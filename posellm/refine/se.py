@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SE', 'Plain', 'Refiner', 'MapStack', 'map_stack', 'targets', 'train_refiner', 'refined_points', 'try_refiners',
-           'verdicts']
+           'verdicts', 'refine_with']
 
 # %% ../../nbs/refine/08_se.ipynb #3aef7e10
 import time
@@ -20,10 +20,11 @@ from ..core.rng import rng, seed_all
 from ..pose.geometry import to_crop
 from ..pose.poses import Poses
 from .fuse import Fused, Knowledge, expected, scatter
-from .fuser import fold_of, reached
+from .fuser import as_poses, fold_of, reached
 from .learn import known, learn_members
 from .maps import common_sigma, drawn_maps, finest, fuse_maps, resampled
 from .members import Stack, _sigmas
+from .spread import fit_spread
 from ..train.predict import Maps
 
 # %% ../../nbs/refine/08_se.ipynb #ccb64861
@@ -81,7 +82,7 @@ def targets(ms:MapStack, truth:Poses): # (N,K,H,W), (N,K)
 # %% ../../nbs/refine/08_se.ipynb #77533ddb
 def train_refiner(
     ms:MapStack, truth:Poses, # in the same order
-    kind:str='se', rounds:int=2, steps:int=200, batch:int=32, lr:float=2e-3, width:int=48, ratio:int=4, seed:int=0,
+    kind:str='se', rounds:int=2, steps:int=200, batch:int=32, lr:float=5e-3, width:int=48, ratio:int=4, seed:int=0,
     seconds:float=60., # at most
 ) -> Refiner:
     "A refiner for these members."
@@ -109,7 +110,7 @@ def try_refiners(
     kinds=('plain', 'se'), rounds=(1, 2, 3), folds:int=3, steps:int=200, seed:int=0, seconds:float=60.,
 ) -> dict: # way -> (N,) share of OKS thresholds that each unseen person reaches; 'mean maps' first
     "What every refiner reaches on people it was not trained on."
-    s, t = known(stack, truth); sig = _sigmas(s.people.skeleton); at = fold_of(s.people.image_id, folds, seed); out = {'mean maps': np.zeros(len(s))} | {f'{k}, {r} round{"s"*(r > 1)}': np.zeros(len(s)) for k in kinds for r in rounds}
+    s, t = known(stack, truth); folds = min(folds, len(np.unique(s.people.image_id))); sig = _sigmas(s.people.skeleton); at = fold_of(s.people.image_id, folds, seed); out = {'mean maps': np.zeros(len(s))} | {f'{k}, {r} round{"s"*(r > 1)}': np.zeros(len(s)) for k in kinds for r in rounds}
     for i in range(folds):
         a, b = np.flatnonzero(at != i), np.flatnonzero(at == i); know = learn_members(s[a], t[a]); A, B = map_stack(s[a], know), map_stack(s[b], know)
         out['mean maps'][b] = reached(refined_points(B)[0], t[b], sig)
@@ -121,3 +122,16 @@ def verdicts(tried:dict) -> list: # dicts: way, value, delta, se, keep
     "Each way beside the mean maps."
     base = tried['mean maps']; d = {k: v - base for k, v in tried.items()}; se = {k: float(x.std()/np.sqrt(len(x))) for k, x in d.items()}
     return [dict(way=k, value=float(tried[k].mean()), delta=float(d[k].mean()), se=se[k], keep=k != 'mean maps' and d[k].mean() > 2*se[k]) for k in tried]
+
+# %% ../../nbs/refine/08_se.ipynb #5bc2dc7d
+def refine_with(
+    kind:str, rounds:int, calib:Stack, calib_truth:Poses, stacks, # stacks: of people to refine
+    folds:int=2, steps:int=200, seed:int=0, seconds:float=60.,
+) -> list: # Poses, one for each of `stacks`
+    "Refined people with calibrated confidences and covariances."
+    s, t = known(calib, calib_truth); sig = _sigmas(s.people.skeleton); folds = min(folds, len(np.unique(s.people.image_id))); at = fold_of(s.people.image_id, folds, seed); xy, conf = np.empty(s.xy.shape[1:]), np.empty(s.conf.shape[1:])
+    for i in range(folds):
+        a, b = np.flatnonzero(at != i), np.flatnonzero(at == i); know = learn_members(s[a], t[a]); xy[b], conf[b] = refined_points(map_stack(s[b], know), train_refiner(map_stack(s[a], know), t[a], kind, rounds, steps, seed=seed, seconds=seconds))
+    know = learn_members(s, t); as_fused = lambda q, x, c: Fused(x, np.full(q.conf.shape, 1/len(q.names)), c, scatter(q.xy, expected(q, know), x), q.on.sum(0))
+    spread = fit_spread(as_fused(s, xy, conf), s.size, sig, t.xy, t.labelled, t.area, len(s.names), fitted_on=know.fitted_on); net = train_refiner(map_stack(s, know), t, kind, rounds, steps, seed=seed, seconds=seconds)
+    return [as_poses(q, as_fused(q, *refined_points(map_stack(q, know), net)), spread) for q in stacks]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['side_pairs', 'unordered', 'SignNet', 'all_signs', 'sign_loss', 'limb_groups', 'exchange', 'Sides', 'without',
-           'train_sides', 'exchanged_people', 'sides_counts', 'precision_recall', 'fix_threshold']
+           'train_sides', 'exchanged_people', 'sides_counts', 'precision_recall', 'sure_precision', 'fix_threshold']
 
 # %% ../../nbs/refine/29_sides.ipynb #8683c86b
 from dataclasses import dataclass, replace
@@ -73,21 +73,21 @@ class Sides:
     "Decides left and right."
     net:SignNet; skeleton:object; threshold:float=np.inf # log likelihood ratio from which limbs are exchanged
     @torch.inference_mode()
-    def ratios(self, poses:Poses, trust): # (N,G) log p(exchanged) - log p(as it is)
+    def ratios(self, poses:Poses, trust, frame=None): # (N,G) log p(exchanged) - log p(as it is)
         "Log likelihood ratio of each group of limbs; pairs of which one is missing have no say."
-        x = network_input(poses, trust); p = side_pairs(self.skeleton); gone = missing(poses)[:, p].any(-1)
+        x = network_input(poses, trust, frame); p = side_pairs(self.skeleton); gone = missing(poses)[:, p].any(-1)
         parts = []
         for at in range(0, len(x), 8192):
             body, s = unordered(x[at:at+8192], self.skeleton); s = np.where(gone[at:at+8192], 0, s); w, s = self.net(torch.from_numpy(body)), torch.from_numpy(s).float(); now = (w*self.net.terms(s)).sum(1)
             parts.append(torch.stack([(w*self.net.terms(torch.where(torch.from_numpy(g), -s, s))).sum(1) - now for g in limb_groups(self.skeleton).values()], 1))
         return torch.cat(parts).double().numpy() if parts else np.zeros((0, len(limb_groups(self.skeleton))))
-    def decide(self, poses:Poses, trust): # (N,P) bool, (N,) the best ratio
+    def decide(self, poses:Poses, trust, frame=None): # (N,P) bool, (N,) the best ratio
         "Which pairs to exchange."
-        r = self.ratios(poses, trust); best = r.argmax(1); top = r.max(1); groups = np.stack(list(limb_groups(self.skeleton).values()))
+        r = self.ratios(poses, trust, frame); best = r.argmax(1); top = r.max(1); groups = np.stack(list(limb_groups(self.skeleton).values()))
         return groups[best] & (top > self.threshold)[:, None], top
-    def repair(self, poses:Poses, trust): # (Poses, (N,K) bool)
+    def repair(self, poses:Poses, trust, frame=None): # (Poses, (N,K) bool)
         "Exchange back what was exchanged."
-        return exchange(poses, self.decide(poses, trust)[0]) if len(poses) and np.isfinite(self.threshold) else (poses, np.zeros(poses.xy.shape[:2], bool))
+        return exchange(poses, self.decide(poses, trust, frame)[0]) if len(poses) and np.isfinite(self.threshold) else (poses, np.zeros(poses.xy.shape[:2], bool))
     def to_dict(self): return dict(hidden=self.net.hidden, threshold=None if np.isinf(self.threshold) else self.threshold)
     @classmethod
     def from_dict(cls, d, skeleton, state):
@@ -133,10 +133,14 @@ def precision_recall(ratio, right, wrong, there): # (N,) ratios sorted down, pre
     "Both at every threshold."
     o = np.argsort(-ratio, kind='stable'); r, w = np.cumsum(right[o]), np.cumsum(wrong[o]); return ratio[o], r/np.maximum(r + w, 1), r/max(there.sum(), 1)
 
-def fix_threshold(sides:Sides, held:Poses, em:ErrorModel, trust, precision:float=.97, repeats:int=8, least:int=20, seed:int=0) -> Sides:
-    "The lowest threshold that reaches the precision at a prevalence of 5 %; infinite where none does."
+def sure_precision(right, wrong, z:float=1.64): # (n,) -> (n,)
+    "Lower end of Wilson's 90 % interval of a precision: few repairs prove nothing."
+    n = np.maximum(right + wrong, 1); p = right/n; return (p + z*z/(2*n) - z*np.sqrt(p*(1 - p)/n + z*z/(4*n*n)))/(1 + z*z/n)
+
+def fix_threshold(sides:Sides, held:Poses, em:ErrorModel, trust, precision:float=.95, repeats:int=8, seed:int=0) -> Sides:
+    "The lowest threshold at which repairs are surely that precise at a prevalence of 5 %; infinite, so that nothing is exchanged, where none is."
     parts = []
     for i in range(repeats):
-        bad, _ = corrupt(held, without(em, 2, 3, 4), seed + 61 + i); bad, pairs, matters = exchanged_people(held, bad, seed=seed + i); parts.append(sides_counts(sides, bad, trust(bad.conf, np.full(len(bad), 100.)), pairs, matters))
-    ratio, p, r = precision_recall(*(np.concatenate(v) for v in zip(*parts))); n = np.cumsum(np.concatenate([v[1] for v in parts])[np.argsort(-np.concatenate([v[0] for v in parts]), kind='stable')])
-    ok = np.flatnonzero((p >= precision) & (n >= least)); return replace(sides, threshold=float(ratio[ok[-1]]) if len(ok) else np.inf)
+        bad, _ = corrupt(held, without(em, 2) if i % 2 else without(em, 2, 3, 4), seed + 61 + i); bad, pairs, matters = exchanged_people(held, bad, seed=seed + i); parts.append(sides_counts(sides, bad, trust(bad.conf, np.full(len(bad), 100.)), pairs, matters))
+    ratio, right, wrong, _ = (np.concatenate(v) for v in zip(*parts)); o = np.argsort(-ratio, kind='stable'); ok = np.flatnonzero(sure_precision(np.cumsum(right[o]), np.cumsum(wrong[o])) >= precision)
+    return replace(sides, threshold=float(ratio[o][ok[-1]]) if len(ok) else np.inf)

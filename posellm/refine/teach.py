@@ -31,6 +31,7 @@ class LearnConfig:
     warmup:float=.3 # share of the steps in which it grows from 0
     drop:float=.15 # share of keypoints that are taken away, in half of the people
     box:tuple=(.04, .08) # spread of the box's place (of its size) and of the logarithm of its size
+    ghosts:float=.4 # share of the keypoints nobody labelled that are predicted somewhere: networks always answer
     doubt:float=.3 # spread of a person's logit of trust: nobody's confidences are calibrated exactly
     latent:int=32; hidden:int=320; seed:int=0
     def to_dict(self): return asdict(self)
@@ -55,7 +56,7 @@ def examples(
     cfg:LearnConfig, seed:int=0,
 ) -> tuple: # tensors x (N,K,3), y (N,K,2), known (N,K), ks (N,K)
     "One corrupted copy of everybody, ready to learn from."
-    r, sk = rng(seed, 'examples'), poses.skeleton; bad, _ = corrupt(poses, em, seed); ks = keypoint_similarity(poses.xy, bad.xy, poses.area, get_sigmas(sk))
+    r, sk = rng(seed, 'examples'), poses.skeleton; bad, _ = corrupt(poses, em, seed, ghosts=cfg.ghosts); ks = keypoint_similarity(poses.xy, bad.xy, poses.area, get_sigmas(sk))
     frame = person_frames(poses, _moved_boxes(poses, cfg.box, r)); t = np.clip(trust(bad.conf, np.full(len(bad), 100.)), .01, .99)
     t = 1/(1 + np.exp(-(np.log(t/(1 - t)) + r.normal(0, cfg.doubt, (len(bad), 1)))))
     x = network_input(bad, t, frame); x[_dropped(ks.shape, cfg.drop, sk, r)] = 0

@@ -67,7 +67,7 @@ def show_fusion(
     for k in which:
         if cov is not None and np.isfinite(cov[k]).all():
             v, U = np.linalg.eigh(cov[k]); r = 2*np.sqrt(np.maximum(v, 0)*factor)
-            ax.add_patch(Ellipse(fused[k], r[1], r[0], angle=float(np.degrees(np.arctan2(U[1, 1], U[0, 1]))), fc='#ffffff30', ec='#ffffffb0', lw=.8))
+            ax.add_patch(Ellipse(fused[k], r[1], r[0], angle=float(np.degrees(np.arctan2(U[1, 1], U[0, 1]))), fc='#ffffff18', ec='#ffffff90', lw=.7))
         for m in range(len(xy)):
             if np.isfinite(xy[m, k]).all(): ax.plot(*np.stack([xy[m, k], fused[k]]).T, '-', lw=.6, color=member_colours[m % 8], alpha=.8); ax.plot(*xy[m, k], 'o', ms=3, color=member_colours[m % 8])
         ax.plot(*fused[k], 's', ms=3.6, mfc='white', mec='black', mew=.7)
