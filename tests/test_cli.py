@@ -138,6 +138,7 @@ def test_without_notebooks_it_says_that_it_needs_the_clone(tmp_path):
 def test_an_interrupted_run_leaves_no_kernel(project):
     chapter(project / 'nbs', '02_bad', 'import os\nprint("pid", os.getpid(), flush=True)', 'import time\ntime.sleep(60)')
     p = subprocess.Popen([sys.executable, '-m', 'posellm.app.cli', 'run', '--name', 'x', '--chapters', '02'], cwd=project, env=environment(project),
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), # a shell's background job is born deaf to Ctrl-C
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log, end = project / 'runs' / 'x' / 'log.txt', time.time() + 60
     while not (log.exists() and 'pid ' in log.read_text()) and time.time() < end: time.sleep(.1)
