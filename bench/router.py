@@ -19,9 +19,9 @@ from posellm.app.report import processor
 from posellm.core.files import write_json
 from posellm.data.coco import load_data
 from posellm.data.synth import V1, write_synth
-from posellm.explain.router import auroc, cost_curve, fit_router, mixed, oks_of, share_of_gain, signals, worth
+from posellm.explain.router import cost_curve, fit_router, mixed, oks_of, share_of_gain, signals, worth
 from posellm.metrics.ap import evaluate
-from posellm.metrics.calibration import calibrate_on, recalibrated
+from posellm.metrics.calibration import auroc, calibrate_on, recalibrated
 from posellm.models.weights import load_model
 from posellm.refine.maps import fuse_maps
 from posellm.train.predict import predict_poses

@@ -1392,7 +1392,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'posellm.explain.router._solve': ('explain/router.html#_solve', 'posellm/explain/router.py'),
                                         'posellm.explain.router._truncated': ( 'explain/router.html#_truncated',
                                                                                'posellm/explain/router.py'),
-                                        'posellm.explain.router.auroc': ('explain/router.html#auroc', 'posellm/explain/router.py'),
                                         'posellm.explain.router.captured': ('explain/router.html#captured', 'posellm/explain/router.py'),
                                         'posellm.explain.router.cost_curve': ( 'explain/router.html#cost_curve',
                                                                                'posellm/explain/router.py'),

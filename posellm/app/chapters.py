@@ -107,6 +107,7 @@ def _as_literal(v): return ast.literal_eval(v) if isinstance(v, str) else v
 
 _readers = dict(dict=_as_dict, bool=_as_bool, int=_as_int, float=_as_float, str=_as_text)
 
+# %% ../../nbs/app/02_chapters.ipynb #ae6c591c
 def typed(
     param:Param,
     value, # text, or what YAML made of it

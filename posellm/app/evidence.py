@@ -76,6 +76,7 @@ def worst_table(hits) -> list: # of tables
     rows = [[h['name'], h['people'], f"{h['mean']:.3f}", f"{h['delta']:+.3f}", f"{h['lo']:+.3f} to {h['hi']:+.3f}"] for h in hits[:8]]
     return [dict(title='Groups found to be served worse', note='All groups and all pairs of them were searched; the intervals of the difference to everybody hold for all of them together.', head=['group', 'people', 'mean OKS', 'difference', '95 % interval'], rows=rows)]*bool(rows)
 
+# %% ../../nbs/app/01a_evidence.ipynb #cf6857d6
 def evidence(
     ev, title='', resamples:int=200, quality:dict=None, # image id -> image_quality
 ) -> dict: # figures: name -> figure; texts; tables; worst: of metrics.slices.search_slices with masks

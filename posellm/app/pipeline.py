@@ -151,6 +151,7 @@ def _error_of(notebook):
             if o.output_type == 'error': return i + 1, c.source, o.ename, o.evalue
     return None, '', None, None
 
+# %% ../../nbs/app/03_pipeline.ipynb #4324840a
 def execute(
     stem, notebook, # the chapter
     params:dict, # typed

@@ -103,6 +103,7 @@ def render(out, **parts) -> Path:
     page = env.from_string((assets()/'templates'/'report.html').read_text(encoding='utf8')).render(texts=getattr(figs, 'texts', ()), hardware=processor(), **parts)
     return write_atomic(out, page)
 
+# %% ../../nbs/app/01_report.ipynb #e9bc5622
 def write_report(
     root, table:list, evaluations:list,
     figs:dict=None, # of `figures`; made when missing

@@ -251,6 +251,7 @@ def fetch(
                 return _keep(part, to, url, done)
     raise PoseError(f'{what} could not be fetched: ' + '; '.join(dict.fromkeys(seen)), file=to, todo=by_hand)
 
+# %% ../../nbs/core/07a_fetch.ipynb #88d62b76
 def _keep(part, to, url, done) -> dict:
     "Give the checked file its name."
     digest = sha256(part.file)

@@ -46,6 +46,7 @@ def _refused(e) -> Exception: # Gone or Drop
     if 300 <= e.code < 400: return Gone('redirects without end' if 'infinite loop' in str(e.msg) else 'redirects to an address that is not followed')
     return Gone(f'{e.code} {e.reason}')
 
+# %% ../../nbs/core/07_http.ipynb #532cb8a1
 def open_url(
     url:str,
     first:int=None, last:int=None, # ask for these bytes only (both included)

@@ -58,6 +58,7 @@ def _zip_members(z, bad):
         else: yield Member(m.filename, m.file_size, m.CRC, m)
     if packed > os.path.getsize(z.filename): raise bad('its members overlap, as those of a bomb do', f'{packed} packed bytes')
 
+# %% ../../nbs/core/08_unpack.ipynb #7b1ea23c
 def _tar_members(t, bad, most):
     for i, m in enumerate(t):
         if i > most: raise bad('too many members', i)
@@ -117,6 +118,7 @@ def _write(source, path, m, bad):
             f.write(data)
         if n != m.size: raise bad('is shorter than its entry says', m.name)
 
+# %% ../../nbs/core/08_unpack.ipynb #80fa3460
 def unpack(
     archive, # .zip, .tar, .tar.gz, .tgz, .tar.bz2, .tar.xz
     to, # folder; made if it is not there

@@ -138,6 +138,7 @@ def _limbs(P, F, side, dims):
         _bone(P, F, 13. + i, _at(P[11 + i], F[11 + i], 0., -th, 0.), _mul(F[11 + i], _rx(a[13])))
         _bone(P, F, 15. + i, _at(P[13 + i], F[13 + i], 0., -sn, 0.), _mul(F[13 + i], _mul(_rx(-a[14]), _ry(sg * 7.))))
 
+# %% ../../nbs/data/10_body.ipynb #af613c06
 @njit(cache=True)
 def forward(
     trunk,      # (9,) degrees
@@ -279,6 +280,7 @@ def _squat(p, g, phase):
     set_arms(p, g, dict(front=3, chest=3, carry=2, out=1.5, hang=1.5, face=.7))
     p.trunk[6] -= g.uniform(5, 35)
 
+# %% ../../nbs/data/10_body.ipynb #66f1932f
 def _jump(p, g, phase):
     p.lift = float(g.gamma(2., .14)); f = g.uniform(-5, 80)
     p.side[:, HFLEX] = f + g.normal(0, 22, 2); p.side[:, KNEE] = np.abs(f * g.uniform(.6, 1.6) + g.normal(10, 22, 2))

@@ -27,6 +27,7 @@ def is_id(v) -> bool:
     "A whole number that fits 64 bits."
     return type(v) is int and abs(v) < 2**63
 
+# %% ../../nbs/data/01a_case.ipynb #d51daf3b
 @dataclass
 class Case:
     "One annotation file as far as it can be understood; N annotations, M of them with usable keypoints."

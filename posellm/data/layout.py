@@ -122,6 +122,7 @@ def locate_files(
         out.append((path or expected, expected))
     return [expected if len(short.get(path, ())) > 1 else path for path, expected in out]
 
+# %% ../../nbs/data/00a_layout.ipynb #b08754f0
 def locate_images(
     poses, # `Poses`
     folder, # image folder of `find_layout`

@@ -89,6 +89,7 @@ def tube(
         _fan(B, C[0], vc[0], 0., base, nseg, mat[0], part[0], 0.)
         _fan(B, C[n - 1], vc[n - 1], 0., base + (n - 1) * nseg, nseg, mat[n - 1], part[n - 1], 1.)
 
+# %% ../../nbs/data/11_mesh.ipynb #74e38061
 @njit(cache=True)
 def _bands(B, base, n, nseg, mat, part):
     for i in range(n - 1):
@@ -162,6 +163,7 @@ def _blend(Fa, Fb, t):
     R[2, 2] = R[0, 0] * R[1, 1] - R[1, 0] * R[0, 1]
     return R
 
+# %% ../../nbs/data/11_mesh.ipynb #4a7493ae
 @njit(cache=True)
 def _on_limb(P, F, a, b, la, lb, s, c, R):
     "Centre and frame at s in [0,2] of the limb made of bones a and b; written to c and R."
@@ -383,6 +385,7 @@ def _hat_cover(kind, y, z):
     if kind == 5: return max(max(y - .62, abs(0.) - 1.), -z + .12)
     return -1.
 
+# %% ../../nbs/data/11_mesh.ipynb #8fa78594
 @njit(cache=True)
 def _skull(B, P, F, hr, o):
     "Head surface lifted by hair and hat; attributes are head coordinates."
@@ -448,6 +451,7 @@ def _long_hair(B, P, F, hr, o):
         vc[i] = t * drop * hr
     tube(B, C, G, R, vc, mat, part, 14., 0., .05, o[14], 1.)
 
+# %% ../../nbs/data/11_mesh.ipynb #ae4a2a50
 @njit(cache=True)
 def _brim(B, P, F, hr, o):
     "Peak of a cap (1) or brim of a hat (4)."
@@ -544,6 +548,7 @@ def add_box(
             a, b = (2, 3) if s > 0 else (3, 2)
             _tri(B, k0, k0 + a, k0 + b, mat, part)
 
+# %% ../../nbs/data/11_mesh.ipynb #e31d0ba2
 @njit(cache=True)
 def add_rod(B, a, b, ra, rb, mat):
     "Append a straight tapered rod from a to b."

@@ -31,6 +31,7 @@ def project(
         w = 1. / z if z > .12 else 0.
         S[i, 0], S[i, 1], S[i, 2] = K[0] * x * w + K[2], K[1] * y * w + K[3], w
 
+# %% ../../nbs/data/12_render.ipynb #f5649246
 @njit(cache=True, error_model="numpy")
 def raster(
     S, T, M, n,     # projected vertices, triangles, materials, number of triangles
@@ -156,6 +157,7 @@ def _mixed(mats, i, r, g, b, k, a):
     "Colour (r,g,b) mixed with colour k of row i."
     return r + (mats[i, k] - r) * a, g + (mats[i, k + 1] - g) * a, b + (mats[i, k + 2] - b) * a
 
+# %% ../../nbs/data/12_render.ipynb #18616e8b
 @njit(cache=True, error_model="numpy")
 def _cloth(mats, i, u, v, lod, grey, photo):
     "Colour of cloth at (u,v) metres; lod is the size of a pixel in metres."
@@ -208,6 +210,7 @@ def _eyes(mats, i, x, y, r, g, b):
         if (mats[i, 21] > .8 and g2 < 1) or abs(g2 - 1) < .22 or (abs(y - .12) < .03 and ax < .1): r, g, b = .02, .02, .02
     return r, g, b
 
+# %% ../../nbs/data/12_render.ipynb #2f0699dd
 @njit(cache=True, error_model="numpy")
 def _features(mats, i, x, y, r, g, b):
     "What is on the front of the head: shades, beard, mouth, and what belongs to the eyes."
@@ -267,6 +270,7 @@ def _printed(mats, i, kind, fu, fv, grey, photo):
     r, g, b = _photo(photo, int(mats[i, 12]), k * 37 + row * 11, k * 101, 1.)
     return r, g, b, (1. if h > .80 + .12 * _near(grey, 6, k, row) else 0.)
 
+# %% ../../nbs/data/12_render.ipynb #b23353cf
 @njit(cache=True, error_model="numpy")
 def _surface(mats, i, u, v, lod, grey, photo):
     "Colour of walls, floors and things at (u,v) metres."
@@ -350,6 +354,7 @@ def _room(env, cam, dx, dy, dz):
             if 0 < d < best: best, which = d, 1 + k
     return best, which
 
+# %% ../../nbs/data/12_render.ipynb #7ecded45
 @njit(cache=True, error_model="numpy")
 def hide_behind_room(depth, tri, cam, R, K, env):
     "Take back pixels whose triangle lies behind a wall or below the ground."
@@ -394,6 +399,7 @@ def _room_pass(tri, mats, cam, R, K, env, low, lowmap, grey, photo, step, G, img
                     img[j, i, 0], img[j, i, 1], img[j, i, 2] = r, g, b
                     G[j, i, 0], G[j, i, 1], G[j, i, 2], G[j, i, 3], G[j, i, 4], G[j, i, 5], G[j, i, 6], G[j, i, 7] = px, py, pz, nx, ny, nz, wet, kind
 
+# %% ../../nbs/data/12_render.ipynb #d4d711b3
 @njit(cache=True, error_model="numpy")
 def _geometry_pass(tri, S, V, A, N, T, C, G):
     "Place, normal and surface coordinates (to C) of every pixel that shows a triangle, perspective-correct."
@@ -411,6 +417,7 @@ def _geometry_pass(tri, S, V, A, N, T, C, G):
                 G[y, x, 3 + q] = u * N[a, q] + v * N[b, q] + t * N[c, q]
                 C[y, x, q] = u * A[a, q] + v * A[b, q] + t * A[c, q]
 
+# %% ../../nbs/data/12_render.ipynb #2a853b7e
 @njit(cache=True, error_model="numpy")
 def _material_pass(tri, depth, M, mats, f, grey, photo, C, G, img):
     "Albedo of the triangles; bumps tilt the normals."
@@ -518,6 +525,7 @@ def develop(img, gain, curve, noise, white, oy, ox, vignette, out):
                 t = curve[min(1023, int(c * 682.))] + noise * (n * .7 + .5 * white[(y + oy * 3 + 7 * q) & 255, (x + ox * 5 + 31 * q) & 255])
                 out[y, x, q] = np.uint8(min(255., max(0., t + .5)))
 
+# %% ../../nbs/data/12_render.ipynb #72bfbdf9
 def tone_curve(gamma: float, contrast: float, black: float) -> np.ndarray:    # (1024,) 0..255 over linear 0..1.5
     "Gamma, an S-shaped contrast around the middle, a soft shoulder and a lifted black."
     x = np.arange(1024) / 682.

@@ -49,6 +49,7 @@ def rule(id: str, severity: str, why: str, todo: str):
         return f
     return register
 
+# %% ../../nbs/data/01b_rules.ipynb #baa72b66
 def hits(
     items, # what was found: annotation indices, image records, ids ...
     say, # item -> sentence
@@ -134,6 +135,7 @@ def names_broken(case):
 @rule("names-missing", "warning", "Without keypoint names left and right are unknown, and mirroring images must be refused.", "Add `keypoints` to the category, or name the skeleton.")
 def names_missing(case): return Hits(1, [f"no keypoint names in the categories; people have {case.K} keypoints"]) if case.anns and not case.names else Hits()
 
+# %% ../../nbs/data/01b_rules.ipynb #79abcad7
 @rule("names-order", "error", "The names are those of a known skeleton in another order: weights and OKS sigmas would go to the wrong joints.", "Reorder names and keypoints, or make a skeleton file for this order.")
 def names_order(case):
     mine = [n.lower() for n in case.names]

@@ -79,6 +79,7 @@ def _garment(g, mood, kind):
         return np.full(3, .15) * np.exp(g.normal(0, .6)) * (1 + g.normal(0, .06, 3))
     return natural_colour(g, mood, .45)
 
+# %% ../../nbs/data/13_scene.ipynb #a932151e
 def person_rows(
     g: np.random.Generator,     # stream of the person
     outfit: np.ndarray,         # (17,) as `OUTFIT`
@@ -131,6 +132,7 @@ def lowest(P: np.ndarray, F: np.ndarray, shape: Shape) -> float:
     r[[0, 1, 2, 11, 12]] *= shape["limb"]
     return float(min(min(s[1] for s in soles), (P[:, 1] - r).min(), P[4, 1] - 1.15 * shape["head"]))
 
+# %% ../../nbs/data/13_scene.ipynb #5974db38
 def place(
     shape: Shape,           # body
     posture: Posture,       # angles
@@ -191,6 +193,7 @@ def sample_view(g, config: SynthConfig, activity: str) -> dict:
     return dict(cut=cut, share=share, x=x, y=g.uniform(.40, .60), f=h * np.exp(g.uniform(*np.log(style.focal))), eye=max(.15, eye),
                 upper=g.random() < .85, level=g.uniform(.62, .92), roll=float(np.radians(g.normal(0, 3.5))))
 
+# %% ../../nbs/data/13_scene.ipynb #5a9ed2f0
 def frame_person(joints: np.ndarray, want: dict, config: SynthConfig) -> tuple:   # distance, lateral shift, View
     "Distance and tilt that give the first person (joints around x = z = 0) the wanted size and place."
     h, w = config.image_hw
@@ -292,6 +295,7 @@ def pole(T: Things, x, z, yaw, wide, high):
     m = T.row((0, 1)); T.rod((x, high * 1.6, z), (x, 0, z), .05, .06, m)
     if T.g.random() < .5: T.box((x, high * 1.3, z), (.3, .3, .02), yaw, T.row((9, 0), .7))
 
+# %% ../../nbs/data/13_scene.ipynb #99016983
 def dummy(T: Things, x, z, yaw, wide, high):
     "A thing in the colours of people: coats on a hanger, sacks, dolls without limbs."
     skin = SKIN[T.g.integers(len(SKIN))]
@@ -338,6 +342,7 @@ def put_in_front(T: Things, who: Person, g) -> None:
         if g.random() < .4: T.lump(p, np.full(3, g.uniform(.07, .16)), .02, T.row((0, 2, 10), .6))
         else: T.box(p, g.uniform(.03, .24, 3), g.uniform(0, 90), T.row((0, 1, 4, 9), .5))
 
+# %% ../../nbs/data/13_scene.ipynb #59b73ae9
 def furnish(T: Things, g, outdoor: bool, d: float, back: float, f: float, w: int) -> None:
     "Things beside and behind the people."
     kinds = OUTDOOR if outdoor else INDOOR

@@ -53,6 +53,7 @@ def layers(stage: Stage, image_hw: tuple) -> Layers:
     _census(tri, m.M, cover, inst, count)
     return Layers(depth, tri, cover, inst, _Room.S, count)
 
+# %% ../../nbs/data/14_synth.ipynb #5871a61b
 @njit(cache=True)
 def _census(tri, M, cover, inst, count):
     "Instances per pixel, and what `Layers.count` holds, in one go over the picture."
@@ -72,6 +73,7 @@ def _census(tri, M, cover, inst, count):
                     if i > 0 and i != j: count[j, 6] += 1
                     elif i == 0: count[j, 7] += 1
 
+# %% ../../nbs/data/14_synth.ipynb #81a5fe8c
 @njit(cache=True)
 def _surface_outside(V, S, T, M, n, centre, people, w, h):
     "Share of each person's surface turned towards the camera that lies outside the picture."
@@ -118,6 +120,7 @@ def _guessable(v: np.ndarray, own: np.ndarray) -> np.ndarray:      # (17,) 0, 1,
     lost = (v == 1) & ~own & (_NEAR & (v != 2)).any(1)
     return np.where(lost, 0, v)
 
+# %% ../../nbs/data/14_synth.ipynb #7fab12fe
 def visibility(
     who,                    # `Person`
     number: int,            # instance of the person
@@ -179,6 +182,7 @@ def _person(who, number, stage, lay, outside, index) -> dict:
                 num_keypoints=int((v > 0).sum()), activity=who.posture.activity, yaw_deg=who.yaw, joints3d=X, truncated=float(outside), overlapped=by_people / max(1, whole), occluded=by_things / max(1, whole),
                 track_id=index * 32 + number, angles=angles, root=dict(position=who.P[0].tolist(), yaw_deg=who.world_yaw), stature=who.shape["stature"], age=who.shape.age)
 
+# %% ../../nbs/data/14_synth.ipynb #9910aa39
 def make_scene(
     seed: int,                          # of the data set
     index: int,                         # of the picture (of the sequence, where time is used)
@@ -205,6 +209,7 @@ def _labelled(streams, config, time, index) -> tuple:     # stage, layers, label
     people = [_person(p, i + 1, stage, lay, outside[i], index) for i, p in enumerate(stage.people)]
     return stage, lay, [p for p in people if p is not None]
 
+# %% ../../nbs/data/14_synth.ipynb #d34947bf
 def _crowding(people) -> list:
     "Share of each person's box keypoints that lie in somebody else's box, on average over the picture (crowd index, Li et al. 2019)."
     out = []
@@ -246,6 +251,7 @@ def _defocus(img, lay, focus, g):
     a = cv2.GaussianBlur(behind, (0, 0), s); b = cv2.GaussianBlur(img * behind[..., None], (0, 0), s) / (a + 1e-3)[..., None]
     return img + (b - img) * behind[..., None]
 
+# %% ../../nbs/data/14_synth.ipynb #3c7b9bba
 def _expose(img, lay, config, g, tick):
     "Exposure, white balance, tone, blur, noise, JPEG."
     style = STYLES[config.style]; h, w = img.shape[:2]

@@ -246,6 +246,7 @@ def evaluate(
                     det, di[det], dc[det], pred.score[det].astype(float), on_counted, counted, pref, pairs, oks, person)
     return _accumulate(ev)
 
+# %% ../../nbs/metrics/01_ap.ipynb #e21cc675
 def _accumulate(ev):
     "Fill in curves, stats and notes."
     A, T, C = len(ev.areas), len(ev.thresholds), len(ev.categories)

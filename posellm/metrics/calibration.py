@@ -107,6 +107,7 @@ def labelled_pairs(
     ks = keypoint_similarity(truth.xy[t], pred.xy[m], truth.area[t], get_sigmas(truth.skeleton, sigmas))
     return m, t, np.where(truth.labelled[t], ks, np.nan)
 
+# %% ../../nbs/metrics/05_calibration.ipynb #01a69bb5
 @dataclass(eq=False)
 class Calibrator:
     "Maps from confidence (and box size) to what it has meant."
@@ -141,6 +142,7 @@ def _fit_one(conf, z, y, kind): # weights (3,), step
     if w[0] < 0: w = np.concatenate([[0.], logistic_fit(z[:, None], y)]) # more confidence never means less
     return w, isotonic(w[0]*_logit(conf) + w[1]*z + w[2], y) if kind == 'isotonic' else ()
 
+# %% ../../nbs/metrics/05_calibration.ipynb #eb15fb58
 def fit_calibrator(
     conf, size, ks, # (N,K), (N,) px, (N,K) nan where unknown
     kind:str='logistic', target:str='ks', skeleton:str='', least:int=50, fitted_on:dict=None,
@@ -196,6 +198,7 @@ class Regions:
         "The inverse of `to_dict`."
         return cls(d['coverage'], np.array([np.inf if r is None else r for r in d['radius']]), np.array(d['counts']), d['calibrator'] and Calibrator.from_dict(d['calibrator']), None if d['sigmas'] is None else np.array(d['sigmas']))
 
+# %% ../../nbs/metrics/05_calibration.ipynb #4a2d09e7
 def conformal(
     truth:Poses, pred:Poses, # of people that were not trained on, nor are reported
     coverage:float=.9, calibrator:Calibrator=None, sigmas=None,

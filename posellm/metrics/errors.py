@@ -119,6 +119,7 @@ def find_oks(truth, pred, sigmas=None): # (M,)
     p, t = same_image_pairs(pred.image_id, truth.image_id); on = scored(truth)[t]; p, t = p[on], t[on]
     out = np.zeros(len(pred)); np.maximum.at(out, p, oks_pairs(truth, pred, t, p, sigmas)); return out
 
+# %% ../../nbs/metrics/04_errors.ipynb #b7210b43
 def gains(
     e:Errors, stat:str='AP', people=None, # (N,) mask: of a group only
 ) -> list: # one dict each: kind, count, alone, cumulative

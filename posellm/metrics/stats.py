@@ -102,6 +102,7 @@ def _block(ev, c, counts, entries, stats):
         out[:, s] = values/len(ts)
     return out
 
+# %% ../../nbs/metrics/03_stats.ipynb #3b27359f
 def resample(
     ev:Evaluation,
     counts, # (n,I) how often each image (in the order of ev.image_ids) was drawn

@@ -122,6 +122,7 @@ def bands(scale, shift, n_to:int, n_of:int, spread): # first tap (N,n_to), taps 
 _HALF = np.arange(1 << 15, dtype=np.uint16).view(np.float16).astype(np.float32) # every half-precision number from 0 up
 _HALF[~np.isfinite(_HALF)] = 0
 
+# %% ../../nbs/refine/05_maps.ipynb #a434295d
 @njit(cache=True, parallel=True, fastmath=True)
 def _add_maps(out, h, half, fx, kx, fy, ky, weight, plain):
     "Adds weight x map (over its peak unless `plain`), resampled, to `out`; what is below 0 counts as 0."
@@ -165,6 +166,7 @@ def _add_maps(out, h, half, fx, kx, fy, ky, weight, plain):
             for v in range(v0, v1 + 1):
                 for u in range(u0, u1 + 1): out[n, k, v, u] += c*part[v, u]
 
+# %% ../../nbs/refine/05_maps.ipynb #c453e1c6
 @njit(cache=True, parallel=True)
 def _share(out, w, sx, sy):
     "Where somebody could not see a cell, its value is that of the others alone (weights sum to 1)."

@@ -96,6 +96,7 @@ def fit_visibility(truth:Poses, pred:Poses, few:int=40) -> Visibility:
     out.cut = float(np.quantile(out.chance(pred.conf[m])[on], (v[on] == 1).mean())) if on.any() else .5
     return out
 
+# %% ../../nbs/refine/30_postprocess.ipynb #a3b40195
 def visibility_score(
     vis:Visibility, truth:Poses, pred:Poses,
     exact=None, # (N,K,2) all joints of the true people, where known: joints not labelled because they are outside count as `outside`

@@ -32,6 +32,7 @@ def _wandb(folder, config):
     # offline unless the user has chosen: nothing leaves the machine by default
     return wandb.init(project='posellm', dir=str(folder), config=config, mode=os.environ.get('WANDB_MODE', 'offline'), resume='allow', id=None)
 
+# %% ../../nbs/train/07_callbacks.ipynb #af5b045b
 class Journal:
     "Writes numbers of a run to all its records; `folder=None` writes nothing."
     def __init__(self,

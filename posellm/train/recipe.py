@@ -91,6 +91,7 @@ class FitConfig:
 
     def __post_init__(self): _check(self)
 
+# %% ../../nbs/train/05_recipe.ipynb #a16f3b72
 _ELSEWHERE = ('device', 'workers', 'cache', 'loggers', 'save_every', 'save_seconds', 'checkpointing', 'compile')
 
 def _check(c):

@@ -101,6 +101,7 @@ def _interval(values, lo, hi):
     values, lo, hi = (np.asarray(v, float) for v in (values, lo, hi))
     return np.maximum(np.nan_to_num(np.stack([values - lo, hi - values])), 0)
 
+# %% ../../nbs/viz/02_plots.ipynb #1f7dfdb7
 def plot_keypoint_bars(
     values,                 # (K,), or {label: (values, lo, hi)} for several results
     lo=None, hi=None,       # (K,) ends of the interval
