@@ -114,8 +114,8 @@ def write_report(
     cfg = check_schema(read_json(root/'config.json'), root/'config.json'); i = last_heldout(table); t = table[i]
     j = next((j for j in range(i-1, -1, -1) if same_ground(table[j], t)), None)
     sens = ', '.join(f'x{f:g}: {v:.3f}' for f, v in sigma_sensitivity(evaluations[i]).items())
-    remarks = [*notes, *selection_note(root), f'AP with all sigmas scaled: {sens}.', *(f"{r['stage']} {r['row']}: {n}." for r in table for n in r.get('notes') or ())]
-    return render(root/'report.html', name=root.name, versions=cfg.get('versions', {}), saved=cfg.get('saved', ''), headline=headline(t), notes=remarks, table=table, figures=figs,
+    remarks = [*notes, *selection_note(root), f'AP with all sigmas scaled: {sens}.']; of_rows = [f"{r['stage']} {r['row']}, {r['split']}: {n}." for r in table for n in r.get('notes') or ()]
+    return render(root/'report.html', name=root.name, versions=cfg.get('versions', {}), saved=cfg.get('saved', ''), headline=headline(t), notes=remarks, row_notes=of_rows, table=table, figures=figs,
         resamples=cfg.get('chapters', {}).get('06_eval', {}).get('resamples', ''), tables=[*seeds_table(table), *getattr(figs, 'tables', ())], methods=methods(),
         galleries=galleries(evaluations[i], None if j is None else evaluations[j], getattr(figs, 'worst', ())), config=json.dumps(cfg, indent=1, ensure_ascii=False))
 
