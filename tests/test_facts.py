@@ -147,7 +147,8 @@ PROBE = """<script>{
 const out = {}, key = k => dispatchEvent(new KeyboardEvent("keydown", {key: k})), $$ = s => document.querySelectorAll(s).length;
 out.cards = $$("article"); out.count = document.getElementById("count").textContent;
 const s = document.querySelector('.s[data-j*="elbow"]'); s.dispatchEvent(new PointerEvent("pointerenter")); out.lit = $$("circle.on"); out.joints = s.dataset.j; s.dispatchEvent(new PointerEvent("pointerleave")); out.after = $$("circle.on");
-s.focus(); out.focused = $$("circle.on"); s.blur();
+s.focus(); if (!document.hasFocus()) s.dispatchEvent(new FocusEvent("focus")); // a window without the focus sends none
+out.focused = $$("circle.on"); s.blur(); if (!document.hasFocus()) s.dispatchEvent(new FocusEvent("blur"));
 const conf = document.getElementById("conf"); conf.value = 1; conf.dispatchEvent(new Event("input")); out.high = $$("article:not([hidden])"); key("Escape"); out.reset = $$("article:not([hidden])");
 const r = document.getElementById("routed"); r.value = "1"; r.dispatchEvent(new Event("input")); out.routed = $$(".person:not([hidden])"); key("Escape");
 key("j"); out.first = document.activeElement.id; key("j"); out.second = document.activeElement.id; key("k"); out.back = document.activeElement.id; key("f"); out.open = $$("details[open]"); key("s"); out.bones = $$("svg:not([hidden])");
