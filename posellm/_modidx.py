@@ -2085,6 +2085,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'posellm/models/vitpose.py')},
             'posellm.models.weights': { 'posellm.models.weights._beside_objects': ( 'models/weights.html#_beside_objects',
                                                                                     'posellm/models/weights.py'),
+                                        'posellm.models.weights._foreign': ('models/weights.html#_foreign', 'posellm/models/weights.py'),
                                         'posellm.models.weights._read_pth': ('models/weights.html#_read_pth', 'posellm/models/weights.py'),
                                         'posellm.models.weights._spec_of': ('models/weights.html#_spec_of', 'posellm/models/weights.py'),
                                         'posellm.models.weights.check_state': ( 'models/weights.html#check_state',
