@@ -1,6 +1,6 @@
 """Does fine-tuning from a checkpoint move every family of networks? Small members of each on easy generated people; rows go to bench/results/families.json, the table to families.md beside it.
 
-    python bench/finetune_families.py [--families NAME ...] [--pre 120] [--fine 50] [--again]
+    python bench/finetune_families.py [--families NAME ...] [--pre 240] [--fine 160] [--again]
 
 For each family: a small network learns from people of one look for --pre steps; its weights are written in the form of the family's official files (their names, a .pth with state_dict or safetensors) and read again, strictly, by the
 family's own loader into a fresh network; that network is fine-tuned for --fine steps on a few people of another look, beside one that starts from random weights and takes the same steps. AP is on held-out people of the second look:
@@ -72,13 +72,16 @@ FAMILIES = {  # name -> (what, builder, kind of file, peak rate, precision: dept
 }
 
 
+def second_folder(): return cache_root() / f'families-second-{N_SECOND}'
+
+
 def people():
     "Train people of the first look (facing the camera, standing and walking); train and val people of the second (other rooms and light, arms raised, one in seven turned anyhow)."
     easy = dict(image_hw=(128, 128), people=(1, 1), truncate=0., occlude=0., child=0., uniform_yaw=0.); made = []
     looks = dict(first=(replace(SynthConfig(), **easy, mix=(('stand', .5), ('walk', .5))), N_FIRST, 1, 0, 77),
                  second=(replace(V1, **easy | dict(uniform_yaw=.15), mix=(('stand', .35), ('walk', .25), ('arms_up', .25), ('reach', .15))), N_SECOND, N_VAL, N_CALIB, 78))
     for name, (config, n_train, n_val, n_calib, seed) in looks.items():
-        folder = cache_root() / f'families-{name}-{n_train}'
+        folder = second_folder() if name == 'second' else cache_root() / f'families-{name}-{n_train}'
         if not (folder / 'annotations' / 'person_keypoints_val2017.json').is_file(): write_synth(folder, n_train, n_val, 0, seed=seed, config=config, n_calib=n_calib)
         made += [load_data(folder, 'train')] + [load_data(folder, 'val')] * (name == 'second')
     return made
@@ -86,7 +89,7 @@ def people():
 
 def train(net, who, steps, lr, precision):
     "Processor seconds of a training."
-    cfg = recipe('small', phases=(Phase('phase2', lr, steps=steps, warmup=.1),), batch=BATCH, ema=.92, loggers=(), augment=MILD, layer_decay=1., precision=precision)
+    cfg = recipe('small', phases=(Phase('phase2', lr, steps=steps, warmup=.1),), batch=BATCH, ema=.95, loggers=(), augment=MILD, layer_decay=1., precision=precision)
     t = time.process_time(); fit(net, who, None, cfg); return time.process_time() - t
 
 
@@ -129,7 +132,7 @@ def one(family, first, second, val, pre, fine):
     net.eval(); tuned.eval(); x = torch.randn(2, 3, *net.spec.input_hw)
     with torch.no_grad(): same = float((net(x) - tuned(x)).abs().max())
     seed_all(1); fresh = build(); before = judged(tuned, val)
-    spent += [train(tuned, second, fine, lr / 2, precision), train(fresh, second, fine, lr, precision)]
+    spent += [train(tuned, second, fine, lr, precision), train(fresh, second, fine, lr, precision)]
     after, scratch = judged(tuned, val), judged(fresh, val); kept(family).parent.mkdir(parents=True, exist_ok=True); torch.save(tuned.state_dict(), kept(family))
     return dict(family=family, what=what, params=sum(p.numel() for p in net.parameters()), file=kind, through_file=same, cpu_seconds=spent, before=numbers(before), after=numbers(after), scratch=numbers(scratch), moved=versus(before, after), start=versus(scratch, after))
 
@@ -149,7 +152,7 @@ def page(rows, set_up):
 
 def main():
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument('--families', nargs='+', default=list(FAMILIES), choices=list(FAMILIES)); ask.add_argument('--pre', type=int, default=120); ask.add_argument('--fine', type=int, default=50); ask.add_argument('--again', action='store_true')
+    ask.add_argument('--families', nargs='+', default=list(FAMILIES), choices=list(FAMILIES)); ask.add_argument('--pre', type=int, default=240); ask.add_argument('--fine', type=int, default=160); ask.add_argument('--again', action='store_true')
     a = ask.parse_args(); setup_log(); torch.set_num_threads(1); first, second, val = people()
     set_up = dict(pre=a.pre, fine=a.fine, batch=BATCH, input_hw=list(HW), people=[N_FIRST, N_SECOND, N_VAL]); old = read_json(OUT) if OUT.is_file() and not a.again else {}
     rows = {r['family']: r for r in old.get('rows', ())} if all(old.get(k) == v for k, v in set_up.items()) else {}
