@@ -46,6 +46,7 @@ class Reading:
     xy:np.ndarray # (N,K,2) image pixels, the prior's places
     correct:np.ndarray # (N,K) expected correctness of the observed keypoints, as the network says it
     trust:np.ndarray # (N,K) trust in the observation before the body was looked at
+    worth:np.ndarray # (N,K) expected similarity of the prior's places, as the network says it
     kl:np.ndarray # (N,) nats
     mean:np.ndarray # (N,Z) latent
 
@@ -64,10 +65,10 @@ def read_people(
     same_skeleton(prior, poses); frame = person_frames(poses) if frame is None else frame; t = observation_trust(poses, prior.trust if trust is None else trust, frame)
     x, parts = torch.from_numpy(network_input(poses, t, frame)), []
     for rows in x.split(batch):
-        xy, logit, mean, logvar = prior.net(rows, sample=False); parts.append((xy, torch.sigmoid(logit), kl_divergence(mean, logvar), mean))
+        xy, logit, own, mean, logvar = prior.net(rows, sample=False); parts.append((xy, torch.sigmoid(logit), torch.sigmoid(own), kl_divergence(mean, logvar), mean))
     K, Z = poses.K, prior.net.latent
-    xy, correct, kl, mean = (torch.cat(p).double().numpy() for p in zip(*parts)) if parts else (np.zeros((0, K, 2)), np.zeros((0, K)), np.zeros(0), np.zeros((0, Z)))
-    return Reading(frame.back(xy), correct, t, kl, mean)
+    xy, correct, worth, kl, mean = (torch.cat(p).double().numpy() for p in zip(*parts)) if parts else (np.zeros((0, K, 2)), np.zeros((0, K)), np.zeros((0, K)), np.zeros(0), np.zeros((0, Z)))
+    return Reading(frame.back(xy), correct, t, worth, kl, mean)
 
 # %% ../../nbs/refine/25_prior.ipynb #69b82da5
 reasons = ('kept: trusted', 'kept: the prior knows no better', 'moved', 'filled', 'missing: the prior cannot say', 'exchanged sides')
@@ -93,7 +94,7 @@ def refine(
     same_skeleton(prior, poses); gone, frame = missing(poses), person_frames(poses); exchanged = np.zeros(gone.shape, bool)
     if sides and prior.sides is not None: poses, exchanged = prior.sides.repair(poses, observation_trust(poses, prior.trust if trust is None else trust, frame), frame); gone = missing(poses)
     r = read_people(prior, poses, trust, frame=frame); unit = sigma_units(poses, frame)
-    e_o, e_p = prior.gate.expectations(poses, r.xy, r.correct, r.trust, frame); v = np.where(gone[..., None], 0, poses.xy - r.xy); moved = prior.gate.opens(e_o, e_p, gone, np.sqrt(v[..., 0]**2 + v[..., 1]**2)/unit)
+    e_o, e_p = prior.gate.expectations(poses, r.xy, r.correct, r.trust, frame, r.worth); v = np.where(gone[..., None], 0, poses.xy - r.xy); moved = prior.gate.opens(e_o, e_p, gone, np.sqrt(v[..., 0]**2 + v[..., 1]**2)/unit)
     e = np.where(moved, e_p, e_o)
     xy = np.where(moved[..., None], r.xy, poses.xy); conf = np.where(moved, e_p, poses.conf)
     out = replace(poses, xy=xy, conf=e if rescore else conf, cov=cov_from_expected(e, unit), score=e.mean(1) if rescore else poses.score)
@@ -105,7 +106,7 @@ def add_gate(
     trust=None,
 ) -> Prior:
     "The prior with its gate fitted to these people."
-    r = read_people(prior, pred, trust); return replace(prior, gate=fit_gate(truth, pred, r.xy, r.correct, r.trust))
+    r = read_people(prior, pred, trust); return replace(prior, gate=fit_gate(truth, pred, r.xy, r.correct, r.trust, r.worth))
 
 def confident_right(truth:Poses, pred:Poses, trust, sure:float=.8, right:float=.85): # (N,K) bool
     "Keypoints that are right and whose confidence alone says so: those that must stay."
