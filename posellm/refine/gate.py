@@ -67,6 +67,7 @@ class Gate:
     least:float=1. # sigmas: a prior that places a keypoint nearer to where it was observed only confirms it
     few:float=1. # the margin grows by few/n for a person with n keypoints: with few of them each counts more, and less is known
     evidence:float=2.5 # sum of the other keypoints' expected similarity below which a person is left alone
+    stake:float=.15 # the most similarity that a person may lose if all that moves was right
     def expectations(self, poses:Poses, xy, correct, trust, frame=None, worth=None): # e_o, e_p (N,K)
         "Expected similarity of the observed and of the prior's places."
         e_o = np.where(missing(poses), 0., np.interp(correct, *self.honest)); x = prior_signals(poses, xy, correct, trust, frame, worth)
@@ -75,10 +76,15 @@ class Gate:
         "Where the prior outweighs the observation."
         known = e_o.sum(1, keepdims=True) - e_o >= self.evidence
         margin = self.margin + self.few/np.maximum((~gone).sum(1, keepdims=True), 1)
-        return known & np.where(gone, (e_p >= self.fill) & np.isfinite(self.margin), (e_p > e_o + margin) & (far > self.least))
-    def to_dict(self): return dict(honest=[np.round(a, 4).tolist() for a in self.honest], weights=self.weights.round(4).tolist(), margin=None if np.isinf(self.margin) else self.margin, fill=self.fill, least=self.least, few=self.few, evidence=self.evidence)
+        return known & np.where(gone, (e_p >= self.fill) & np.isfinite(self.margin), self.affordable((e_p > e_o + margin) & (far > self.least) & known & ~gone, e_p - e_o, far, gone))
+    def affordable(self, wanted, gain, far, gone) -> np.ndarray: # (N,K) bool
+        "The moves of most promise whose stakes together stay within what a person may lose."
+        out, i = wanted.copy(), np.flatnonzero(wanted.any(1)); stake = np.where(wanted[i], 1 - np.exp(-far[i]**2/8), 0)/np.maximum((~gone[i]).sum(1, keepdims=True), 1)
+        order = np.argsort(np.where(wanted[i], -gain[i], np.inf), axis=1); within = np.cumsum(np.take_along_axis(stake, order, 1), 1) <= self.stake
+        keep = np.zeros(stake.shape, bool); np.put_along_axis(keep, order, within, 1); out[i] &= keep; return out
+    def to_dict(self): return dict(honest=[np.round(a, 4).tolist() for a in self.honest], weights=self.weights.round(4).tolist(), margin=None if np.isinf(self.margin) else self.margin, fill=self.fill, least=self.least, few=self.few, evidence=self.evidence, stake=self.stake)
     @classmethod
-    def from_dict(cls, d): return cls(tuple(np.array(a, float) for a in d['honest']), np.array(d['weights'], float), np.inf if d['margin'] is None else d['margin'], d['fill'], d.get('least', 1.), d.get('few', 1.), d.get('evidence', 2.5))
+    def from_dict(cls, d): return cls(tuple(np.array(a, float) for a in d['honest']), np.array(d['weights'], float), np.inf if d['margin'] is None else d['margin'], d['fill'], d['least'], d['few'], d['evidence'], d['stake'])
 
 # %% ../../nbs/refine/24_gate.ipynb #fbcc9f96
 def fit_gate(

@@ -118,18 +118,18 @@ def shift_in_sigmas(a:Poses, b:Poses, area): # (N,K)
     return np.linalg.norm(np.nan_to_num(a.xy) - np.nan_to_num(b.xy), axis=-1)/(get_sigmas(a.skeleton)*np.sqrt(area)[:, None])
 
 def choose_margin(
-    prior:Prior, truth:Poses, pred:Poses, trust=None, clean:Poses=None, # the same people without errors, with the confidences of right keypoints
-    margins=(-.06, -.03, -.015, 0., .015, .03, .06, .1, .15, .25, np.inf), leasts=(1., 1.5), most_moved:float=.007, most_lost:float=.0024,
+    prior:Prior, truth:Poses, pred:Poses, trust=None, clean=(), # copies of these people without errors, with the confidences of right keypoints
+    margins=(-.06, -.03, 0., .03, .06, .1, .15, .25, np.inf), fews=(1., 1.5, 2.), most_moved:float=.007, most_lost:float=.0024,
 ): # (Prior, table: list of dict)
-    "Fix the margin; inf (nothing moves) where no other keeps the promises or helps."
+    "Fix the margin and how it grows for people with few keypoints; inf (nothing moves) where no other keeps the promises or helps."
     from posellm.metrics.ap import evaluate
     ap = lambda p: evaluate(truth, p, strict=False).stats['AP']; base, rows = ap(pred), []
-    for m, least in [(m, l) for l in leasts for m in margins]:
-        p = replace(prior, gate=replace(prior.gate, margin=m, least=least)); out = refine(pred, p, trust, sides=False)
+    for m, few in [(m, f) for f in fews for m in margins]:
+        p = replace(prior, gate=replace(prior.gate, margin=m, few=few)); out = refine(pred, p, trust, sides=False)
         must = confident_right(truth, pred, out.reading.trust); share = float((shift_in_sigmas(pred, out.poses, truth.area)[must] > .3).mean()) if must.any() else 0.
-        lost = 0. if clean is None else ap(clean) - ap(refine(clean, p, trust, sides=False).poses)
-        rows.append(dict(margin=float(m), least=least, ap=ap(out.poses), gain=ap(out.poses) - base, confident_right_moved=share, lost_on_clean=lost, keeps=share <= most_moved and lost <= most_lost))
-    best = max((r for r in rows if r['keeps']), key=lambda r: (round(r['ap'], 4), r['margin'])); return replace(prior, gate=replace(prior.gate, margin=best['margin'], least=best['least'])), rows
+        lost = max((ap(c) - ap(refine(c, p, trust, sides=False).poses) for c in clean), default=0.)
+        rows.append(dict(margin=float(m), few=few, ap=ap(out.poses), gain=ap(out.poses) - base, confident_right_moved=share, lost_on_clean=lost, keeps=share <= most_moved and lost <= most_lost))
+    best = max((r for r in rows if r['keeps']), key=lambda r: (round(r['ap'], 4), r['margin'])); return replace(prior, gate=replace(prior.gate, margin=best['margin'], few=best['few'])), rows
 
 # %% ../../nbs/refine/25_prior.ipynb #e1d10a0b
 def save_prior(prior:Prior, path) -> Path: # path without ending
