@@ -53,6 +53,7 @@ def masks_of(skeleton): # (G,P)
     "The groups as one array."
     return np.stack(list(limb_groups(skeleton).values()))
 
+# %% ../../nbs/refine/29_sides.ipynb #339db992
 @dataclass(eq=False)
 class Sides:
     "Decides left and right."
@@ -89,6 +90,7 @@ def side_examples(sets, em, trust, share, seed): # tensors x (N,K,3), index of w
         bad, _ = corrupt(p, em, seed + i); k = np.where(r.random(len(p)) < share, r.integers(1, len(g), len(p)), 0); bad, _ = exchange(bad, g[k]); xs.append(network_input(bad, trust(bad.conf, np.full(len(bad), 100.)))); ks.append(k)
     x = np.concatenate(xs); m = r.random(len(x)) < .5; x[m] = mirrored_input(x[m], sk.flip); return torch.from_numpy(x), torch.from_numpy(np.concatenate(ks))
 
+# %% ../../nbs/refine/29_sides.ipynb #921bacbf
 def train_sides(
     sets, # list of Poses
     em:ErrorModel, trust, # map from confidence to expected similarity
@@ -122,6 +124,7 @@ def repairs(
     r = sides.ratios(bad, trust); best = r.argmax(1) if only is None else np.full(len(r), list(limb_groups(sides.skeleton)).index(only)); m = masks_of(sides.skeleton)[best] & matters
     return best, r[np.arange(len(r)), best], (m & pairs).sum(1), (m & ~pairs).sum(1), (pairs & matters).sum(1)
 
+# %% ../../nbs/refine/29_sides.ipynb #3042c60b
 def precision_recall(ratio, right, wrong, there): # (N,) ratios sorted down, precision, recall of pairs
     "Both at every threshold."
     o = np.argsort(-ratio, kind='stable'); r, w = np.cumsum(right[o]), np.cumsum(wrong[o]); return ratio[o], r/np.maximum(r + w, 1), r/max(there.sum(), 1)
@@ -130,6 +133,7 @@ def sure_precision(right, wrong, z:float=1.64): # (n,) -> (n,)
     "Lower end of Wilson's 90 % interval of a precision: few repairs prove nothing."
     n = np.maximum(right + wrong, 1); p = right/n; return (p + z*z/(2*n) - z*np.sqrt(p*(1 - p)/n + z*z/(4*n*n)))/(1 + z*z/n)
 
+# %% ../../nbs/refine/29_sides.ipynb #d5c37db9
 def fix_thresholds(sides:Sides, held:Poses, em:ErrorModel, trust, precision:float=.95, repeats:int=16, prevalence:float=.05, seed:int=0) -> Sides:
     "For each group the lowest threshold at which its repairs are surely that precise among all errors; none where no threshold is."
     parts, e, out = [], without(em, 2), {}
