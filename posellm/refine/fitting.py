@@ -27,6 +27,7 @@ def clean_copy(
     conf = np.where(truth.labelled, confidences(np.zeros(truth.labelled.shape, int), em, rng(seed, 'clean', len(truth))), bad.conf)
     return replace(bad, xy=np.where(truth.labelled[..., None], truth.xy, bad.xy), conf=conf, score=conf.mean(1))
 
+# %% ../../nbs/refine/31_fitting.ipynb #d53fdd53
 def halves(truth:Poses) -> tuple: # two masks (N,)
     "People of every other image, and the rest; everybody twice where there is one image only."
     a = np.isin(truth.image_id, np.unique(truth.image_id)[::2]); return (a, ~a) if a.any() and (~a).any() else (np.ones(len(truth), bool),)*2
@@ -40,6 +41,7 @@ def fit_promises(
     prior, table = choose_margin(prior, b, other, clean=[clean_copy(b, bad(b, i), em, seed + i) for i in (32, 34)])
     prior.plausible = fit_plausible(prior, true_places(b, other), other); return prior, table
 
+# %% ../../nbs/refine/31_fitting.ipynb #c5b9d230
 def fit_prior(
     poses, # Poses or a list of them: true people to learn from
     held:Poses, # true people for gate and margin; neither trained on nor reported

@@ -117,6 +117,7 @@ def shift_in_sigmas(a:Poses, b:Poses, area): # (N,K)
     "How far keypoints of `b` are from those of `a`."
     return np.linalg.norm(np.nan_to_num(a.xy) - np.nan_to_num(b.xy), axis=-1)/(get_sigmas(a.skeleton)*np.sqrt(area)[:, None])
 
+# %% ../../nbs/refine/25_prior.ipynb #786e3f88
 def choose_margin(
     prior:Prior, truth:Poses, pred:Poses, trust=None, clean=(), # copies of these people without errors, with the confidences of right keypoints
     margins=(-.06, -.03, 0., .03, .06, .1, .15, .25, np.inf), fews=(1., 1.5, 2.), most_moved:float=.007, most_lost:float=.0024,
