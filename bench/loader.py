@@ -30,7 +30,7 @@ from posellm.models.spec import ModelSpec  # noqa: E402
 from posellm.pose.poses import Poses  # noqa: E402
 from posellm.train.augment import Augment  # noqa: E402
 from posellm.train.device import keep_pages  # noqa: E402
-from posellm.train.fit import Feed  # noqa: E402
+from posellm.train.feed import Feed  # noqa: E402
 from posellm.train.recipe import recipe  # noqa: E402
 
 HW, HM, K = (256, 192), (64, 48), 17
