@@ -66,7 +66,7 @@ class Feed:
         v, dev, spec = host['view'], self.device, self.spec
         if 'pixels' in host: px = torch.from_numpy(host['pixels'])
         else: px = render_torch(torch.from_numpy(host['stored']).to(dev, non_blocking=True), host['to_store'], v, self.store.input_hw, self.cfg.augment.blur)
-        return normalise(px, spec.mean, spec.std, spec.channels)
+        return normalise(px, spec.mean, spec.std, spec.channels).contiguous(memory_format=torch.channels_last if self.cfg.channels_last else torch.contiguous_format)
 
     def targets(self, view) -> tuple: # target, weight (B,K), labelled (B,K)
         "What the network should answer; written into the same memory every time."

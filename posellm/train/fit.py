@@ -55,7 +55,8 @@ class Fit(Resumable):
         self.device = pick_device(cfg.device); self.precision = pick_precision(cfg.precision, self.device)
         self.fabric = fabric_for(self.device, self.precision)
         if cfg.checkpointing: model.set_checkpointing(True)
-        if cfg.channels_last: model.to(memory_format=torch.channels_last)
+        # on the CPU only the batch is channels-last: oneDNN reorders weights by itself, and their gradients come back contiguous
+        if cfg.channels_last and self.device.type != 'cpu': model.to(memory_format=torch.channels_last)
         self.net = self.fabric.setup_module(torch.compile(model) if cfg.compile else model); self.watch = Fp16Watch()
         keep = dict(read=read, cache=cfg.cache, workers=max(1, cfg.workers))
         self.feed = Feed(sources_for(_learnable(train), model.spec, cfg.margin, self.device, **keep), model.spec, cfg, self.device)
