@@ -1,7 +1,8 @@
 """Fusion of real networks on generated people: every rule beside the best single member, a bad member, test-time augmentation, refiners.
 
     python bench/fusion.py WEIGHTS WEIGHTS... --calib FOLDER --val FOLDER [--out bench/results/fusion.md]      networks that are there
-    python bench/fusion.py --train FOLDER [--steps 4000] [--run fusion] ...                                     trains ResNet-18, ViT-tiny and MobileNet by stage 1 first
+    python bench/fusion.py --train FOLDER [--steps 4000] [--hw 128 96] [--run fusion] ...                       trains ResNet-18, ViT-tiny and MobileNet by stage 1 first
+    python bench/fusion.py --small [--out ...]                                                                  small ones of these three, as bench/finetune_families.py left them, on its easy people
 
 Everything is learnt on the calib people and reported on the val people (ground-truth boxes, paired bootstrap over images, Holm over the rules).
 The bad member is the first network with its maps moved by a tenth of the crop and its joints exchanged left for right: wrong, and as sure of itself as before. Page: bench/results/fusion.md
@@ -18,7 +19,7 @@ from posellm.core.run import Run
 from posellm.data.coco import load_data
 from posellm.metrics.ap import evaluate
 from posellm.metrics.stats import paired_bootstrap
-from posellm.models.weights import load_model
+from posellm.models.weights import load_model, load_weights
 from posellm.refine.compare import best_member, compare_rules, counted, coverage_table, sign_table
 from posellm.refine.learn import correlation, learn_members
 from posellm.refine.members import stack_people
@@ -28,16 +29,24 @@ from posellm.stages.ensemble import look, posed
 from posellm.stages.stage1 import run_stage1
 from posellm.train.hardware import preset
 
-THREE = dict(resnet18=('simplebaseline18', (128, 96), 2e-3), vit_tiny=('vit_tiny-simple', (128, 96), 1e-3), mobilenet=('mobilenetv4', (128, 96), 2e-3))
+THREE = dict(resnet18=('simplebaseline18', 2e-3), vit_tiny=('vit_tiny-simple', 1e-3), mobilenet=('mobilenetv4', 2e-3))
+SMALL = dict(resnet18='simplebaseline', vit='vitpose-simple', mobilenet='mobilenetv4')  # member -> family
 
 
-def train_three(folder, steps, run):
+def train_three(folder, steps, run, hw):
     """Stage 1 for each of the three networks; what is trained already is kept."""
     nets = {}
-    for name, (net, hw, lr) in THREE.items():
-        r = Run.open(f'{run}-{name}', '01_stage1', resume=True); cfg = preset('cpu', model=net, input_hw=hw, steps=(0, steps), lr=(1e-3, lr), val_every=20.)
+    for name, (net, lr) in THREE.items():
+        r = Run.open(f'{run}-{name}', '01_stage1', resume=True); cfg = preset('cpu', model=net, input_hw=tuple(hw), weights=None, steps=(0, steps), lr=(1e-3, lr), val_every=20.)
         nets[name] = run_stage1(cfg, r, folder, 0)[0]
     return nets
+
+
+def small_three():
+    "The three small networks that were trained on one look and fine-tuned on another, and the folder of the second look's people."
+    from finetune_families import FAMILIES, kept, second_folder
+    if missing := [f for f in SMALL.values() if not kept(f).is_file()]: raise SystemExit(f'first: python bench/finetune_families.py --again --families {" ".join(missing)}')
+    return {n: load_weights(FAMILIES[f][1](), kept(f)).eval() for n, f in SMALL.items()}, second_folder()
 
 
 def wrong(pred):
@@ -71,9 +80,12 @@ def views(nets, S, T, got, part):
 
 
 def main():
-    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter); ap.add_argument('weights', nargs='*'); ap.add_argument('--train'); ap.add_argument('--steps', type=int, default=4000); ap.add_argument('--run', default='fusion')
-    ap.add_argument('--calib', required=True); ap.add_argument('--val', required=True); ap.add_argument('--limit', type=int, default=0); ap.add_argument('--parts', default='rules,bad,views,refiners'); ap.add_argument('--refiner-steps', type=int, default=150); ap.add_argument('--out'); o = ap.parse_args(); setup_log()
-    nets = train_three(o.train, o.steps, o.run) if o.train else {Path(w).name: load_model(w) for w in o.weights}
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter); ap.add_argument('weights', nargs='*'); ap.add_argument('--train'); ap.add_argument('--small', action='store_true'); ap.add_argument('--hw', type=int, nargs=2, default=(128, 96)); ap.add_argument('--steps', type=int, default=4000); ap.add_argument('--run', default='fusion')
+    ap.add_argument('--calib'); ap.add_argument('--val'); ap.add_argument('--limit', type=int, default=0); ap.add_argument('--parts', default='rules,bad,views,refiners'); ap.add_argument('--refiner-steps', type=int, default=150); ap.add_argument('--out'); o = ap.parse_args(); setup_log()
+    if o.small: nets, folder = small_three()
+    else: nets, folder = train_three(o.train, o.steps, o.run, o.hw) if o.train else {Path(w).name: load_model(w) for w in o.weights}, o.train
+    o.calib, o.val = o.calib or folder, o.val or folder
+    if not (nets and o.calib and o.val): ap.error('weights with --calib and --val, or --train FOLDER, or --small')
     people = {s: posed(load_data(f, s, limit=o.limit or None)) for s, f in (('calib', o.calib), ('val', o.val))}; got = {s: look(nets, p) for s, p in people.items()}
     S = {s: stack_people(g[0], maps=list(g[1].values())) for s, g in got.items()}; T = people; out = [f"Members: {', '.join(f'{n} ({net.spec.name}, {net.spec.input_hw[0]}x{net.spec.input_hw[1]})' for n, net in nets.items())}. {len(T['calib'])} people to learn from, {len(T['val'])} reported, ground-truth boxes, flip test.", '']
     def part(title, lines): out.extend([f'## {title}', '', *lines, '']); print('\n'.join(out[-len(lines) - 3:]), flush=True)

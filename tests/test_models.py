@@ -129,7 +129,7 @@ def test_pickles_do_not_run(tmp_path):
     class Evil:
         def __reduce__(self): return os.mkdir, (str(tmp_path / "ran"),)
     torch.save(dict(a=Evil()), tmp_path / "evil.pth")
-    error(lambda: create_model("simplebaseline18", weights=tmp_path / "evil.pth"), "run its code")
+    error(lambda: create_model("simplebaseline18", weights=tmp_path / "evil.pth"), "run its code", "mkdir")
     assert not (tmp_path / "ran").exists()
 
 
