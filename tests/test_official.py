@@ -123,6 +123,8 @@ def test_wrong_onnx_files(files, tmp_path):
     refused(lambda: SimccModel(files / 'dw.onnx', input_hw=(256, 192)), 'one size only')
     refused(lambda: SimccModel(write_colour_finder(tmp_path / 'hand.onnx', (64, 64), 21)), '21 keypoints')
     refused(lambda: Estimator(tmp_path / 'none.onnx'), 'none.onnx', 'no such file')
+    refused(lambda: Estimator('vitpose-b', weights=files / 'dw.onnx'), 'dw.onnx', 'a network of its own')
+    assert 'CPUExecutionProvider' in Estimator('dwpose', 'whole', weights=files / 'dw.onnx').name
 
 
 def test_wrong_official_files(files, tmp_path):

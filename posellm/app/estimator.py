@@ -53,6 +53,9 @@ def open_model(
     from posellm.models.weights import load_model
     from posellm.models.zoo import create_model
     if source is None: return create_model('posellm-synth-s'), 'posellm-synth-s'
+    if weights is not None and Path(str(weights)).suffix == '.onnx':
+        if not str(source).startswith(('dwpose', 'rtmpose')): raise PoseError('an ONNX file is a network of its own', file=weights, field='model', found=source, allowed='dwpose, rtmpose-s, rtmpose-m, or none', todo='leave the name of the network out')
+        source, weights = weights, None
     if weights is not None: return create_model(str(source), weights=weights), f'{source} with {weights}'
     if str(source).startswith('hub:'): return load_model(source), str(source)
     from posellm.models.hub import PUBLISHED, published
