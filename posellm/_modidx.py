@@ -2903,6 +2903,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'posellm.train.device': { 'posellm.train.device.autocast': ('train/device.html#autocast', 'posellm/train/device.py'),
                                       'posellm.train.device.fabric_for': ('train/device.html#fabric_for', 'posellm/train/device.py'),
                                       'posellm.train.device.keep_pages': ('train/device.html#keep_pages', 'posellm/train/device.py'),
+                                      'posellm.train.device.memory_said': ('train/device.html#memory_said', 'posellm/train/device.py'),
                                       'posellm.train.device.now_mib': ('train/device.html#now_mib', 'posellm/train/device.py'),
                                       'posellm.train.device.one_cv2_thread': ( 'train/device.html#one_cv2_thread',
                                                                                'posellm/train/device.py'),
