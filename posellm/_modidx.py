@@ -2794,6 +2794,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'posellm.stages.eval.add_differences': ('eval.html#add_differences', 'posellm/stages/eval.py'),
                                      'posellm.stages.eval.eval_inputs': ('eval.html#eval_inputs', 'posellm/stages/eval.py'),
                                      'posellm.stages.eval.guard': ('eval.html#guard', 'posellm/stages/eval.py'),
+                                     'posellm.stages.eval.handed_on': ('eval.html#handed_on', 'posellm/stages/eval.py'),
                                      'posellm.stages.eval.image_paths': ('eval.html#image_paths', 'posellm/stages/eval.py'),
                                      'posellm.stages.eval.load_row': ('eval.html#load_row', 'posellm/stages/eval.py'),
                                      'posellm.stages.eval.measure_row': ('eval.html#measure_row', 'posellm/stages/eval.py'),
