@@ -37,8 +37,8 @@ def train_three(folder, steps, run, hw):
     """Stage 1 for each of the three networks; what is trained already is kept."""
     nets = {}
     for name, (net, lr) in THREE.items():
-        r = Run.open(f'{run}-{name}', '01_stage1', resume=True); cfg = preset('cpu', model=net, input_hw=tuple(hw), weights=None, steps=(0, steps), lr=(1e-3, lr), val_every=20.)
-        nets[name] = run_stage1(cfg, r, folder, 0)[0]
+        r = Run.open(f'{run}-{name}', '01_stage1', resume=True); cfg = preset('cpu', model=net, input_hw=tuple(hw), steps=(0, steps), lr=(1e-3, lr), val_every=20.)
+        nets[name] = run_stage1(cfg, r, folder, 0, weights='none')[0]
     return nets
 
 
