@@ -50,7 +50,6 @@ def show(t, sign=''): return f'{t[0]:{sign}.3f} ({t[1]:{sign}.3f} to {t[2]:{sign
 
 
 HEAD = '| stage | row | AP (95 % interval) | {} | verdict | AP50 | AP75 | train s | people/s | peak MiB | parameters |\n|---|---|---|---|---|---|---|---|---|---|---|'
-MAPS = 'stage 1 maps' # rows of chapter 5 that read the maps of stage 1 in several ways: a series of their own
 
 
 def line(runs, keys, before, resamples):
@@ -65,17 +64,14 @@ def line(runs, keys, before, resamples):
 
 def handed_on(runs):
     "[(stage, row) of each run] per chapter: its last row, and before them the row that chapter 1 began with."
-    stages = [s for s in dict.fromkeys(k[0] for k in runs[0]) if all(any(k[0] == s for k in r) for r in runs)]
+    runs = [{k: v for k, v in r.items() if not v[1].get('series')} for r in runs]; stages = [s for s in dict.fromkeys(k[0] for k in runs[0]) if all(any(k[0] == s for k in r) for r in runs)]
     return [[next(iter(r)) for r in runs]] + [[[k for k in r if k[0] == s][-1] for r in runs] for s in stages]
 
 
-def steps(names):
-    "(row, row before it or None) within chapters; the first row of a chapter follows what the chapter before handed on, and a series of readings of maps stands for itself."
-    got, last = [], None
-    for k in names:
-        above = got[-1][0] if got else None; new = k[1].startswith(MAPS) and not (above and above[1].startswith(MAPS))
-        got.append((k, None if new else above if k[1].startswith(MAPS) or not (above and above[1].startswith(MAPS)) else last))
-        if not k[1].startswith(MAPS): last = k
+def steps(run):
+    "(row, row before it or None): rows of a series among themselves, the others in their order."
+    last, got = {}, []
+    for k, (_, row) in run.items(): got.append((k, last.get(row.get('series')))); last[row.get('series')] = k
     return got
 
 
@@ -86,7 +82,7 @@ def table(data, seeds, resamples):
     names = [k for k in runs[0] if all(k in r for r in runs)]; first = runs[0][names[0]]; n, passed = len(runs), handed_on(runs)
     out = [f'## {first[1]["data"]}', '', f'{int(first[0].gt_counts[0].sum())} people in {len(first[0].image_ids)} images, held out; {first[1]["boxes"]} boxes; {n} seeds.', '', '### What each chapter hands on', '', HEAD.format('difference to the chapter before')]
     out += [line(runs, k, b, resamples) for k, b in zip(passed, [None, *passed[:-1]])] + [line(runs, passed[-1], passed[0], resamples).replace('| 0', '| **all chapters** against the start: 0', 1), '', '### Every row', '', HEAD.format('difference to the row before')]
-    out += [line(runs, [k]*n, [b]*n if b else None, resamples) for k, b in steps(names)]
+    out += [line(runs, [k]*n, [b]*n if b else None, resamples) for k, b in steps({k: runs[0][k] for k in names})]
     last = [paired_bootstrap(r[passed[1][i]][0], r[passed[-1][i]][0], resamples) for i, r in enumerate(runs)]
     return out + ['', f'Smallest difference between stage 1 and the last row that this set shows in four of five repetitions (one seed, 5 % level): {np.mean([smallest_detectable(d) for d in last]):.3f} AP. '
                   'Verdicts are single ones at the 5 % level; a run\'s own table corrects them for their number.', '']

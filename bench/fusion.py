@@ -37,8 +37,8 @@ def train_three(folder, steps, run, hw):
     """Stage 1 for each of the three networks; what is trained already is kept."""
     nets = {}
     for name, (net, lr) in THREE.items():
-        r = Run.open(f'{run}-{name}', '01_stage1', resume=True); cfg = preset('cpu', model=net, input_hw=tuple(hw), weights=None, steps=(0, steps), lr=(1e-3, lr), val_every=20.)
-        nets[name] = run_stage1(cfg, r, folder, 0)[0]
+        r = Run.open(f'{run}-{name}', '01_stage1', resume=True); cfg = preset('cpu', model=net, input_hw=tuple(hw), steps=(0, steps), lr=(1e-3, lr), val_every=20.)
+        nets[name] = run_stage1(cfg, r, folder, 0, weights='none')[0]
     return nets
 
 
@@ -79,9 +79,23 @@ def views(nets, S, T, got, part):
     u = compare_rules(V['calib'], T['calib'], V['val'], T['val'], ('median', 'maps')); held = coverage_table(u.fusers['median'], V['val'], T['val'], (.9,))[.9]; part('One network, its views as members', [*table(u), '', f'Stated 90 %: held {held[0]:.3f} ({held[1]:.3f} to {held[2]:.3f}).'])
 
 
+def sizes(nets, S, T, part, scales=(.85, .75)):
+    """Every network at three crop sizes, each crop a member: does disagreement tell more where there are more members?"""
+    V = {s: {n: predict_views(net, T[s], scales, flip=True) for n, net in nets.items()} for s in T}; W = {}
+    for s in T: W[s] = stack_people({f'{n} {k}': v for n in nets for k, v in [('x1', poses_of(S[s], n)), *((x, poses_of(V[s][n], x)) for x in V[s][n].names)]})
+    v = compare_rules(W['calib'], T['calib'], W['val'], T['val']); part(f'All networks at three crop sizes, {len(W["val"].names)} members', table(v)); f = v.fusers[v.chosen]
+    signs, held = sign_table(f, W['val'], T['val'], list(W['val'].names).index(v.best)), coverage_table(f, W['val'], T['val'], (.9,))[.9]
+    part('Signs of an error with these members (AUROC)', [f'{k}: {x:.3f}' for k, x in signs.items()] + [f'Stated 90 %: held {held[0]:.3f} ({held[1]:.3f} to {held[2]:.3f}).'])
+
+
+def poses_of(stack, name):
+    """One member of a stack as people."""
+    i = list(stack.names).index(name); return replace(stack.people, xy=stack.xy[i], conf=stack.conf[i], score=stack.score[i], vis=None, num_keypoints=np.full(len(stack), stack.people.K))
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter); ap.add_argument('weights', nargs='*'); ap.add_argument('--train'); ap.add_argument('--small', action='store_true'); ap.add_argument('--hw', type=int, nargs=2, default=(128, 96)); ap.add_argument('--steps', type=int, default=4000); ap.add_argument('--run', default='fusion')
-    ap.add_argument('--calib'); ap.add_argument('--val'); ap.add_argument('--limit', type=int, default=0); ap.add_argument('--parts', default='rules,bad,views,refiners'); ap.add_argument('--refiner-steps', type=int, default=150); ap.add_argument('--out'); o = ap.parse_args(); setup_log()
+    ap.add_argument('--calib'); ap.add_argument('--val'); ap.add_argument('--limit', type=int, default=0); ap.add_argument('--parts', default='rules,bad,views,sizes,refiners'); ap.add_argument('--refiner-steps', type=int, default=150); ap.add_argument('--out'); o = ap.parse_args(); setup_log()
     if o.small: nets, folder = small_three()
     else: nets, folder = train_three(o.train, o.steps, o.run, o.hw) if o.train else {Path(w).name: load_model(w) for w in o.weights}, o.train
     o.calib, o.val = o.calib or folder, o.val or folder
@@ -91,6 +105,7 @@ def main():
     def part(title, lines): out.extend([f'## {title}', '', *lines, '']); print('\n'.join(out[-len(lines) - 3:]), flush=True)
     if 'rules' in o.parts or 'bad' in o.parts: rules_and_bad(S, T, got, part)
     if 'views' in o.parts: views(nets, S, T, got, part)
+    if 'sizes' in o.parts: sizes(nets, S, T, part)
     if 'refiners' in o.parts:
         tried = verdicts(try_refiners(S['calib'], T['calib'], steps=o.refiner_steps)); part('Refiners on the maps (cross-validated on calib; mean share of OKS thresholds reached)', ['| way | value | minus mean maps | kept |', '|---|---|---|---|', *[f"| {r['way']} | {r['value']:.4f} | {r['delta']:+.4f} +- {r['se']:.4f} | {'yes' if r['keep'] else 'no'} |" for r in tried]])
     if o.out: write_atomic(o.out, '\n'.join(out) + '\n')

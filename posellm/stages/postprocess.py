@@ -99,11 +99,11 @@ def leave(run:Run, cfg, got, f, meaning, versions, first, steps, judged, seed:in
     "Everything that other chapters, the report and `Estimator` take up."
     write_json(run.dir/'finish.json', f.to_dict(), indent=1); write_json(run.dir/'meaning.json', meaning.to_dict(), indent=1); write_json(run.dir/'facts.json', dict(schema=1, steps=steps, judged={who: [{k: None if v != v else v for k, v in x.items()} for x in t] for who, t in judged.items()}), indent=1)
     base, rows = got['val'][2], []
-    def row(name, p, split, role):
+    def row(name, p, split, role, **more):
         file = f"results_{name.replace(' ', '_').replace(',', '')}_{split}.json"; p.save(run.dir/file)
-        rows.append(dict(row=name, results=file, truth=f'../00_data/{split}.json', data=base['data'], split=split, role=role, boxes=base['boxes'], seed=seed, train_seconds=0, people_per_s=base.get('people_per_s'), params=base.get('params'), settings=dict(after=f"{base['stage']}: {base['row']}")))
+        rows.append(dict(row=name, results=file, truth=f'../00_data/{split}.json', data=base['data'], split=split, role=role, boxes=base['boxes'], seed=seed, train_seconds=0, people_per_s=base.get('people_per_s'), params=base.get('params'), settings=dict(after=f"{base['stage']}: {base['row']}"), **more))
     if 'calib' in got: row('post-processed', finish(got['calib'][1], f), 'calib', 'calibration')
-    for name, p in first.items(): row(name, p, 'val', 'heldout')
+    for name, p in first.items(): row(name, p, 'val', 'heldout', series='readings of the maps of stage 1')
     names = list(versions)
     for name in names[:-1]: row(name, versions[name], 'val', 'heldout')
     row('post-processed', versions[names[-1]], 'val', 'heldout')
