@@ -1472,7 +1472,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'posellm/explain/trust.py'),
                                        'posellm.explain.trust.Trust.to_dict': ( 'explain/trust.html#trust.to_dict',
                                                                                 'posellm/explain/trust.py'),
-                                       'posellm.explain.trust._even': ('explain/trust.html#_even', 'posellm/explain/trust.py'),
                                        'posellm.explain.trust._logit': ('explain/trust.html#_logit', 'posellm/explain/trust.py'),
                                        'posellm.explain.trust._spread_line': ( 'explain/trust.html#_spread_line',
                                                                                'posellm/explain/trust.py'),

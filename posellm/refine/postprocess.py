@@ -91,8 +91,10 @@ def fit_visibility(truth:Poses, pred:Poses, few:int=40) -> Visibility:
     m, t, _ = labelled_pairs(truth, pred); x, v = _logit(pred.conf[m]), truth.vis[t]; on = v > 0
     fit = lambda a, b: logistic_fit(a[:, None], b*1.) if 0 < b.sum() < len(b) else np.array([0., 4. if b.all() else -4.])
     every = fit(x[on], v[on] == 2)
-    enough = lambda k: min((v[:, k] == 2).sum(), (v[:, k] == 1).sum()) >= few
-    out = Visibility(np.stack([fit(x[on[:, k], k], v[on[:, k], k] == 2) if enough(k) else every for k in range(truth.K)]), fitted_on=dict(file=truth.file, people=len(m)))
+    pair = lambda k: [k] if truth.skeleton.flip is None else sorted({k, int(truth.skeleton.flip[k])}) # left and right mean the same
+    enough = lambda k: min((v[:, pair(k)] == 2).sum(), (v[:, pair(k)] == 1).sum()) >= few
+    own = lambda k: fit(x[:, pair(k)][on[:, pair(k)]], v[:, pair(k)][on[:, pair(k)]] == 2)
+    out = Visibility(np.stack([own(k) if enough(k) else every for k in range(truth.K)]), fitted_on=dict(file=truth.file, people=len(m)))
     out.cut = float(np.quantile(out.chance(pred.conf[m])[on], (v[on] == 1).mean())) if on.any() else .5
     return out
 
