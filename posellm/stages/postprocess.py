@@ -72,8 +72,8 @@ def map_versions(net, people) -> dict: # name -> Poses
 def finish_and_mean(got:dict, name:str=''): # Finish, Meaning, {name: Poses of val}
     "Learn on calib, apply to val step by step."
     if 'calib' not in got: f = Finish.from_dict(read_json(assets()/'finish.json')); return f, usual_meaning(), versions_of(got['val'][1], f)
-    truth, pred, _ = got['calib']; f = fit_finish(truth, pred)
-    true = holds(*known_people(truth)[:2]) if generated(truth) else None
+    truth, pred, _ = got['calib']; exact, states, _ = known_people(truth) if generated(truth) else (None, None, None); f = fit_finish(truth, pred, exact=exact)
+    true = None if exact is None else holds(exact, states)
     meaning = fit_facts(truth, finish(pred, f), true=true, name=name)
     return f, meaning, versions_of(got['val'][1], f)
 
@@ -135,8 +135,8 @@ def learn_looks(run:Run, got:dict, f:Finish, share:float=.3, n:int=1000): # Look
     "Learn on calib, measure on val."
     fast = fast_answers(run, got)
     if not fast: return None
-    truth, row = got['calib'][0], [r for r in read_rows(run.other('01_stage1')) if r['split'] == 'calib'][-1]; first = fit_finish(truth, fast['calib'])
-    one = {s: recalibrated(p, first.calibrator) for s, p in fast.items()}; true = holds(*known_people(truth)[:2]) if generated(truth) else None
+    truth, row = got['calib'][0], [r for r in read_rows(run.other('01_stage1')) if r['split'] == 'calib'][-1]; exact, states, _ = known_people(truth) if generated(truth) else (None, None, None)
+    first = fit_finish(truth, fast['calib'], exact=exact); one = {s: recalibrated(p, first.calibrator) for s, p in fast.items()}; true = None if exact is None else holds(exact, states)
     looks = Looks(first, fit_facts(truth, one['calib'], true=true, name=f'{run.name}, stage 1'), row['settings'].get('flip', True), answers={'stage 1 alone, finished': one['val']})
     two = {s: recalibrated(p, f.calibrator) if (p := in_order(got[s][0], got[s][1])) is not None else None for s in got}
     if any(p is None for p in two.values()): return looks
