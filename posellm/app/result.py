@@ -103,7 +103,8 @@ def plot(self:Result, min_conf:float=.0) -> np.ndarray: # (h,w,3) RGB uint8
     "The people drawn over the image."
     from posellm.viz.draw import draw_pose
     out = self.image
-    for xy, c in zip(self.xy, self.conf): out = draw_pose(out, xy, np.where(c >= min_conf, c, 0), self.poses.skeleton)
+    seen = np.where(self.conf >= min_conf, self.conf, 0) if self.poses.vis is None else self.poses.vis # of labelled people, joints that nobody labelled are nowhere
+    for xy, c in zip(self.xy, seen): out = draw_pose(out, xy, c, self.poses.skeleton)
     return out
 
 # %% ../../nbs/app/00a_result.ipynb #e03e5baa

@@ -213,7 +213,7 @@ def _learn_sure(y, use, *signals) -> Sure: # weights of each group, what each ca
 
 def fit_facts(
     truth:Poses, pred:Poses, # people neither trained on nor reported
-    precision:float=.975, true=None, # (N,C) what holds of the true people, 1, 0, -1; None: as their labels say
+    precision:float=.976, true=None, # (N,C) what holds of the true people, 1, 0, -1; None: as their labels say
     name:str='', enough:int=1500, # people; with fewer of them only `trust` is learned, and what a share means stays as it is for the embedded network
 ) -> Meaning:
     "Learn what an estimator's confidences mean for facts."
@@ -226,7 +226,7 @@ def fit_facts(
     sure, half = _learn_sure(y, use, *signals), np.unique(pred.image_id[m], return_inverse=True)[1] % 2; sure.fitted_on = trust.near.fitted_on
     q = np.zeros(y.shape) # thresholds come from people whose images the weights had not seen
     for h in (0, 1): r, o = half == h, half != h; q[r] = _learn_sure(y[o], use[o], *(s[o] for s in signals))(*(s[r] for s in signals))
-    common = lowest_threshold(q[use], y[use], precision) # one threshold for all states the most facts for a given precision,
+    common = next((c for p in (precision, precision - .005) if (c := lowest_threshold(q[use], y[use], p)) <= 1), 2.) # one threshold for all states the most facts for a given precision (a little less where a few gross mistakes forbid it),
     for g in range(len(GROUPS)):
         if (on := (_group == g) & use).sum() >= 200: sure.least[g] = max(common, lowest_threshold(q[on], y[on], precision - .02)) # but no group may lag behind
     return Meaning(trust, sure, name)

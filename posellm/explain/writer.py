@@ -83,6 +83,9 @@ def _first(F, rules, side): # the first rule that holds: (number, ids)
 
 def _both_sides(F, rules, plural): # clauses about a pair of limbs: (text, ids)
     got = {s: _first(F, rules, s) for s in ('left', 'right')}
+    down = [n for n, r in enumerate(rules) if r[2] in ('points straight down', 'points down')]
+    if got['left'] and got['right'] and {got['left'][0], got['right'][0]} == set(down) and len(down) == 2: # "points down and points straight down" reads badly
+        if all(i in F for s in got for i in _needs(rules[down[1]], s)): got = {s: (down[1], _needs(rules[down[1]], s)) for s in got}
     if got['left'] and got['right'] and got['left'][0] == got['right'][0]:
         _, part, _, both = rules[got['left'][0]]; return [(f'both {plural.get(part, part + "s")} {both}', got['left'][1] + got['right'][1])]
     out = []
