@@ -49,23 +49,42 @@ def over_seeds(values, errors):
 def show(t, sign=''): return f'{t[0]:{sign}.3f} ({t[1]:{sign}.3f} to {t[2]:{sign}.3f})'
 
 
+HEAD = '| stage | row | AP (95 % interval) | {} | verdict | AP50 | AP75 | train s | people/s | peak MiB | parameters |\n|---|---|---|---|---|---|---|---|---|---|---|'
+
+
+def line(runs, keys, before, resamples):
+    "One line of a table: a row of every run (keys: one per run) beside another row of the same runs."
+    evs = [r[k][0] for r, k in zip(runs, keys)]; ci = [bootstrap(e, resamples) for e in evs]; ap = over_seeds([c.value for c in ci], [c.se for c in ci]); diff = verdict = ''
+    if before:
+        d = [paired_bootstrap(r[b][0], r[k][0], resamples) for r, b, k in zip(runs, before, keys)]; t = over_seeds([x.value for x in d], [x.se for x in d])
+        diff, verdict = show(t, '+'), 'better' if t[1] > 0 else 'worse' if t[2] < 0 else 'not shown'
+    rows = [r[k][1] for r, k in zip(runs, keys)]; mean = lambda key: f"{np.mean([x[key] for x in rows]):,.0f}" if all(x.get(key) is not None for x in rows) else ''
+    return f"| {keys[0][0]} | {' or '.join(sorted({k[1] for k in keys}))} | {show(ap)} | {diff} | {verdict} | {np.mean([e.stats['AP50'] for e in evs]):.3f} | {np.mean([e.stats['AP75'] for e in evs]):.3f} | {mean('train_seconds')} | {mean('people_per_s')} | {mean('peak_mib')} | {mean('params')} |"
+
+
+def handed_on(runs):
+    "[(stage, row) of each run] per chapter: its last row, and before them the row that chapter 1 began with."
+    runs = [{k: v for k, v in r.items() if not v[1].get('series')} for r in runs]; stages = [s for s in dict.fromkeys(k[0] for k in runs[0]) if all(any(k[0] == s for k in r) for r in runs)]
+    return [[next(iter(r)) for r in runs]] + [[[k for k in r if k[0] == s][-1] for r in runs] for s in stages]
+
+
+def steps(run):
+    "(row, row before it or None): rows of a series among themselves, the others in their order."
+    last, got = {}, []
+    for k, (_, row) in run.items(): got.append((k, last.get(row.get('series')))); last[row.get('series')] = k
+    return got
+
+
 def table(data, seeds, resamples):
-    "Lines of the table of one data set."
+    "Lines of the tables of one data set."
     runs = [m for m in (measured(data, s) for s in range(seeds)) if m]
-    if not runs: return [f'Nothing was run on {Path(str(data)).name}.', '']
-    names = [k for k in runs[0] if all(k in r for r in runs)]; first, before = runs[0][names[0]][0], None
-    out = [f'{int(first.gt_counts[0].sum())} people in {len(first.image_ids)} images, held out; {runs[0][names[0]][1]["boxes"]} boxes; {len(runs)} seeds.', '',
-           '| stage | row | AP (95 % interval) | difference to the row before | verdict | AP50 | AP75 | train s | people/s | peak MiB | parameters |', '|---|---|---|---|---|---|---|---|---|---|---|']
-    for k in names:
-        evs = [r[k][0] for r in runs]; row = runs[0][k][1]; ci = [bootstrap(e, resamples) for e in evs]; ap = over_seeds([c.value for c in ci], [c.se for c in ci]); diff = verdict = ''
-        if before:
-            d = [paired_bootstrap(r[before][0], r[k][0], resamples) for r in runs]; t = over_seeds([x.value for x in d], [x.se for x in d])
-            diff, verdict = show(t, '+'), 'better' if t[1] > 0 else 'worse' if t[2] < 0 else 'not shown'
-        mean = lambda key: '' if row.get(key) is None else f"{np.mean([r[k][1][key] for r in runs]):,.0f}"
-        out.append(f"| {k[0]} | {k[1]} | {show(ap)} | {diff} | {verdict} | {np.mean([e.stats['AP50'] for e in evs]):.3f} | {np.mean([e.stats['AP75'] for e in evs]):.3f} | {mean('train_seconds')} | {mean('people_per_s')} | {mean('peak_mib')} | {mean('params')} |")
-        before = k
-    last = paired_bootstrap(runs[0][names[-2]][0], runs[0][names[-1]][0], resamples) if len(names) > 1 else first
-    return out + ['', f'Smallest difference that this set shows in four of five repetitions (one seed, 5 % level, the last two rows): {smallest_detectable(last):.3f} AP. '
+    if not runs: return [f'## {Path(str(data)).name}', '', 'Nothing was run yet.', '']
+    names = [k for k in runs[0] if all(k in r for r in runs)]; first = runs[0][names[0]]; n, passed = len(runs), handed_on(runs)
+    out = [f'## {first[1]["data"]}', '', f'{int(first[0].gt_counts[0].sum())} people in {len(first[0].image_ids)} images, held out; {first[1]["boxes"]} boxes; {n} seeds.', '', '### What each chapter hands on', '', HEAD.format('difference to the chapter before')]
+    out += [line(runs, k, b, resamples) for k, b in zip(passed, [None, *passed[:-1]])] + [line(runs, passed[-1], passed[0], resamples).replace('| 0', '| **all chapters** against the start: 0', 1), '', '### Every row', '', HEAD.format('difference to the row before')]
+    out += [line(runs, [k]*n, [b]*n if b else None, resamples) for k, b in steps({k: runs[0][k] for k in names})]
+    last = [paired_bootstrap(r[passed[1][i]][0], r[passed[-1][i]][0], resamples) for i, r in enumerate(runs)]
+    return out + ['', f'Smallest difference between stage 1 and the last row that this set shows in four of five repetitions (one seed, 5 % level): {np.mean([smallest_detectable(d) for d in last]):.3f} AP. '
                   'Verdicts are single ones at the 5 % level; a run\'s own table corrects them for their number.', '']
 
 
@@ -77,8 +96,8 @@ def main():
     a = ask.parse_args(); done = []
     for data in a.data if not a.only_table else ():
         for seed in range(a.seeds): done.append(execute(data, seed, a.gpu, a.chapters))
-    lines = ['# What every stage gained', '', f'{time.strftime("%Y-%m-%d")}, {processor()}, preset `{a.gpu}`, `make ablation`. AP is COCO\'s (OKS .50:.95); a row is compared with the one above it on the same people.', '']
-    for data in a.data: lines += [f'## {Path(str(data)).name}', '', *table(data, a.seeds, a.resamples)]
+    lines = ['# What every stage gained', '', f'{time.strftime("%Y-%m-%d")}, {processor()}, preset `{a.gpu}`, `make ablation`. AP is COCO\'s (OKS .50:.95); differences are paired: the same people, the same drawn images; mean over seeds.', '']
+    for data in a.data: lines += table(data, a.seeds, a.resamples)
     lines += ['Why figures of 95 to 98 AP cannot be among these: [What the sources claimed and what we found](../../papers/claims.md).', '']
     OUT.write_text('\n'.join(lines), encoding='utf8'); print('\n'.join(lines)); print(f'written to {OUT}')
     if done and not all(done): sys.exit('a chapter failed: see above; the table holds what there is')

@@ -1,7 +1,8 @@
 """Fusion of real networks on generated people: every rule beside the best single member, a bad member, test-time augmentation, refiners.
 
     python bench/fusion.py WEIGHTS WEIGHTS... --calib FOLDER --val FOLDER [--out bench/results/fusion.md]      networks that are there
-    python bench/fusion.py --train FOLDER [--steps 4000] [--run fusion] ...                                     trains ResNet-18, ViT-tiny and MobileNet by stage 1 first
+    python bench/fusion.py --train FOLDER [--steps 4000] [--hw 128 96] [--run fusion] ...                       trains ResNet-18, ViT-tiny and MobileNet by stage 1 first
+    python bench/fusion.py --small [--out ...]                                                                  small ones of these three, as bench/finetune_families.py left them, on its easy people
 
 Everything is learnt on the calib people and reported on the val people (ground-truth boxes, paired bootstrap over images, Holm over the rules).
 The bad member is the first network with its maps moved by a tenth of the crop and its joints exchanged left for right: wrong, and as sure of itself as before. Page: bench/results/fusion.md
@@ -18,7 +19,7 @@ from posellm.core.run import Run
 from posellm.data.coco import load_data
 from posellm.metrics.ap import evaluate
 from posellm.metrics.stats import paired_bootstrap
-from posellm.models.weights import load_model
+from posellm.models.weights import load_model, load_weights
 from posellm.refine.compare import best_member, compare_rules, counted, coverage_table, sign_table
 from posellm.refine.learn import correlation, learn_members
 from posellm.refine.members import stack_people
@@ -28,16 +29,24 @@ from posellm.stages.ensemble import look, posed
 from posellm.stages.stage1 import run_stage1
 from posellm.train.hardware import preset
 
-THREE = dict(resnet18=('simplebaseline18', (128, 96), 2e-3), vit_tiny=('vit_tiny-simple', (128, 96), 1e-3), mobilenet=('mobilenetv4', (128, 96), 2e-3))
+THREE = dict(resnet18=('simplebaseline18', 2e-3), vit_tiny=('vit_tiny-simple', 1e-3), mobilenet=('mobilenetv4', 2e-3))
+SMALL = dict(resnet18='simplebaseline', vit='vitpose-simple', mobilenet='mobilenetv4')  # member -> family
 
 
-def train_three(folder, steps, run):
+def train_three(folder, steps, run, hw):
     """Stage 1 for each of the three networks; what is trained already is kept."""
     nets = {}
-    for name, (net, hw, lr) in THREE.items():
-        r = Run.open(f'{run}-{name}', '01_stage1', resume=True); cfg = preset('cpu', model=net, input_hw=hw, steps=(0, steps), lr=(1e-3, lr), val_every=20.)
-        nets[name] = run_stage1(cfg, r, folder, 0)[0]
+    for name, (net, lr) in THREE.items():
+        r = Run.open(f'{run}-{name}', '01_stage1', resume=True); cfg = preset('cpu', model=net, input_hw=tuple(hw), steps=(0, steps), lr=(1e-3, lr), val_every=20.)
+        nets[name] = run_stage1(cfg, r, folder, 0, weights='none')[0]
     return nets
+
+
+def small_three():
+    "The three small networks that were trained on one look and fine-tuned on another, and the folder of the second look's people."
+    from finetune_families import FAMILIES, kept, second_folder
+    if missing := [f for f in SMALL.values() if not kept(f).is_file()]: raise SystemExit(f'first: python bench/finetune_families.py --again --families {" ".join(missing)}')
+    return {n: load_weights(FAMILIES[f][1](), kept(f)).eval() for n, f in SMALL.items()}, second_folder()
 
 
 def wrong(pred):
@@ -70,15 +79,33 @@ def views(nets, S, T, got, part):
     u = compare_rules(V['calib'], T['calib'], V['val'], T['val'], ('median', 'maps')); held = coverage_table(u.fusers['median'], V['val'], T['val'], (.9,))[.9]; part('One network, its views as members', [*table(u), '', f'Stated 90 %: held {held[0]:.3f} ({held[1]:.3f} to {held[2]:.3f}).'])
 
 
+def sizes(nets, S, T, part, scales=(.85, .75)):
+    """Every network at three crop sizes, each crop a member: does disagreement tell more where there are more members?"""
+    V = {s: {n: predict_views(net, T[s], scales, flip=True) for n, net in nets.items()} for s in T}; W = {}
+    for s in T: W[s] = stack_people({f'{n} {k}': v for n in nets for k, v in [('x1', poses_of(S[s], n)), *((x, poses_of(V[s][n], x)) for x in V[s][n].names)]})
+    v = compare_rules(W['calib'], T['calib'], W['val'], T['val']); part(f'All networks at three crop sizes, {len(W["val"].names)} members', table(v)); f = v.fusers[v.chosen]
+    signs, held = sign_table(f, W['val'], T['val'], list(W['val'].names).index(v.best)), coverage_table(f, W['val'], T['val'], (.9,))[.9]
+    part('Signs of an error with these members (AUROC)', [f'{k}: {x:.3f}' for k, x in signs.items()] + [f'Stated 90 %: held {held[0]:.3f} ({held[1]:.3f} to {held[2]:.3f}).'])
+
+
+def poses_of(stack, name):
+    """One member of a stack as people."""
+    i = list(stack.names).index(name); return replace(stack.people, xy=stack.xy[i], conf=stack.conf[i], score=stack.score[i], vis=None, num_keypoints=np.full(len(stack), stack.people.K))
+
+
 def main():
-    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter); ap.add_argument('weights', nargs='*'); ap.add_argument('--train'); ap.add_argument('--steps', type=int, default=4000); ap.add_argument('--run', default='fusion')
-    ap.add_argument('--calib', required=True); ap.add_argument('--val', required=True); ap.add_argument('--limit', type=int, default=0); ap.add_argument('--parts', default='rules,bad,views,refiners'); ap.add_argument('--refiner-steps', type=int, default=150); ap.add_argument('--out'); o = ap.parse_args(); setup_log()
-    nets = train_three(o.train, o.steps, o.run) if o.train else {Path(w).name: load_model(w) for w in o.weights}
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter); ap.add_argument('weights', nargs='*'); ap.add_argument('--train'); ap.add_argument('--small', action='store_true'); ap.add_argument('--hw', type=int, nargs=2, default=(128, 96)); ap.add_argument('--steps', type=int, default=4000); ap.add_argument('--run', default='fusion')
+    ap.add_argument('--calib'); ap.add_argument('--val'); ap.add_argument('--limit', type=int, default=0); ap.add_argument('--parts', default='rules,bad,views,sizes,refiners'); ap.add_argument('--refiner-steps', type=int, default=150); ap.add_argument('--out'); o = ap.parse_args(); setup_log()
+    if o.small: nets, folder = small_three()
+    else: nets, folder = train_three(o.train, o.steps, o.run, o.hw) if o.train else {Path(w).name: load_model(w) for w in o.weights}, o.train
+    o.calib, o.val = o.calib or folder, o.val or folder
+    if not (nets and o.calib and o.val): ap.error('weights with --calib and --val, or --train FOLDER, or --small')
     people = {s: posed(load_data(f, s, limit=o.limit or None)) for s, f in (('calib', o.calib), ('val', o.val))}; got = {s: look(nets, p) for s, p in people.items()}
     S = {s: stack_people(g[0], maps=list(g[1].values())) for s, g in got.items()}; T = people; out = [f"Members: {', '.join(f'{n} ({net.spec.name}, {net.spec.input_hw[0]}x{net.spec.input_hw[1]})' for n, net in nets.items())}. {len(T['calib'])} people to learn from, {len(T['val'])} reported, ground-truth boxes, flip test.", '']
     def part(title, lines): out.extend([f'## {title}', '', *lines, '']); print('\n'.join(out[-len(lines) - 3:]), flush=True)
     if 'rules' in o.parts or 'bad' in o.parts: rules_and_bad(S, T, got, part)
     if 'views' in o.parts: views(nets, S, T, got, part)
+    if 'sizes' in o.parts: sizes(nets, S, T, part)
     if 'refiners' in o.parts:
         tried = verdicts(try_refiners(S['calib'], T['calib'], steps=o.refiner_steps)); part('Refiners on the maps (cross-validated on calib; mean share of OKS thresholds reached)', ['| way | value | minus mean maps | kept |', '|---|---|---|---|', *[f"| {r['way']} | {r['value']:.4f} | {r['delta']:+.4f} +- {r['se']:.4f} | {'yes' if r['keep'] else 'no'} |" for r in tried]])
     if o.out: write_atomic(o.out, '\n'.join(out) + '\n')

@@ -1,8 +1,9 @@
-"""The pose prior on what a network of ours really predicts: generated and real people, all keypoints and the hidden ones, with intervals.
+"""The pose prior on what networks of ours really predict: generated and real people, all keypoints and the hidden ones, with intervals.
 
-    python bench/prior_upstream.py --weights W --synth FOLDER [--prior FOLDER] [--most 700] --out bench/results/prior_upstream.json
+    python bench/prior_upstream.py --weights posellm-synth-s --synth FOLDER [--prior FOLDER ...] [--most 900] --out bench/results/prior_upstream.json
 
-Trust, gate and margin are fitted on calibration people (a part of the generated train split; the real train split), measured on val. Ground-truth boxes.
+Trust, gate and margin are fitted on calibration people (`calib` of the generated set; the train part of coco_subset, on which the weights were not trained), everything is measured on val. Ground-truth boxes, flip test.
+Each prior given is measured, the embedded one first. Exchanges of sides: those the network really made, and what the body (a prior that decides sides) and the maps (the second peak where the other side's keypoint was put) say of them.
 """
 import argparse
 import time
@@ -16,14 +17,19 @@ from posellm.core.files import write_json
 from posellm.core.paths import shared_data
 from posellm.data.coco import load_data
 from posellm.metrics.ap import evaluate
-from posellm.metrics.calibration import calibrate_on, labelled_pairs
+from posellm.metrics.calibration import calibrate_on, labelled_pairs, logistic_fit
 from posellm.metrics.oks import get_sigmas, keypoint_similarity
 from posellm.metrics.stats import draw_images, paired_bootstrap
 from posellm.models.weights import load_model
-from posellm.refine.corrupt import corrupt, fit_errors
-from posellm.refine.fitting import clean_copy
+from posellm.models.zoo import TRAINED, create_model
+from posellm.pose.geometry import to_crop
+from posellm.refine.corrupt import corrupt, fit_errors, spread_of
+from posellm.refine.fitting import clean_copy, halves
+from posellm.refine.gate import observation_trust
 from posellm.refine.judge import tally
+from posellm.refine.plausible import roc
 from posellm.refine.prior import add_gate, choose_margin, load_prior, refine
+from posellm.refine.sides import masks_of, side_pairs
 from posellm.train.predict import predict_poses
 
 
@@ -38,22 +44,54 @@ def hidden(truth, before, after, n=1000):
     d = (w @ (s(b) - s(a)))/np.maximum(w @ count, 1); return dict(keypoints=int(on.sum()), before=float(a[on].mean()), after=float(b[on].mean()), delta=float((b - a)[on].mean()), lo=float(np.quantile(d, .025)), hi=float(np.quantile(d, .975)))
 
 
-def one(name, calib, val, model, prior, resamples):
-    pc, pv = predict_poses(model, calib), predict_poses(model, val); m, t, _ = labelled_pairs(calib, pc); truth, pred = calib[t], pc[m]; em = fit_errors(calib, pc); prior = replace(prior, trust=calibrate_on(calib, pc), sides=None)
-    half = np.isin(truth.image_id, np.unique(truth.image_id)[::2]); prior = add_gate(prior, truth[half], pred[half]); bad, _ = corrupt(truth[~half], em, 1); prior, table = choose_margin(prior, truth[~half], pred[~half], clean=clean_copy(truth[~half], bad, em))
-    out = refine(pv, prior); scored = refine(pv, prior, rescore=True).poses; a, b, c = (evaluate(val, p, boxes='ground-truth boxes') for p in (pv, out.poses, scored)); d, e = paired_bootstrap(a, b, n=resamples), paired_bootstrap(a, c, n=resamples); k = tally(val, pv, out.poses)
-    return dict(data=name, people=len(val), calibration_people=len(truth), of=a.describe('AP'), margin=prior.gate.margin if np.isfinite(prior.gate.margin) else 'nothing moves', before=a.stats['AP'], refined=b.stats['AP'], delta=d.value, lo=d.lo, hi=d.hi, rescored=c.stats['AP'], rescored_delta=e.value, rescored_lo=e.lo, rescored_hi=e.hi,
-                **{n: int(k[n].sum()) for n in ('labelled', 'moved', 'helped', 'harmed')}, hidden=hidden(val, pv, out.poses), errors=em.counts)
+def exchanges(val, pv, maps, sides, trust, folds=2):
+    """Pairs the network really exchanged, and how well body, maps and both tell them from the others (AUROC; recall at a precision of 0.95; `both` is fitted on the other half of the images)."""
+    m, t, _ = labelled_pairs(val, pv); q, p, sig, P, flip = val[t], pv[m], get_sigmas(val.skeleton), side_pairs(val.skeleton), val.skeleton.flip
+    own, other = (keypoint_similarity(x, p.xy, q.area, sig)[:, P] for x in (q.xy, q.xy[:, flip])); apart = np.linalg.norm(q.xy[:, P[:, 0]] - q.xy[:, P[:, 1]], axis=-1) > spread_of(.5)*sig[P[:, 0]]*np.sqrt(q.area)[:, None]
+    matters = q.labelled[:, P].all(-1) & apart; wrong = matters & (other > .5).all(-1) & (own < .5).all(-1); out = dict(pairs=int(matters.sum()), exchanged=int(wrong.sum()), people=float((wrong.any(1)).mean()))
+    signs = dict(maps=second_peaks(maps, m, p, P))
+    if sides is not None:
+        e = observation_trust(p, trust); ratio = sides.ratios(p, e); signs['body'] = np.stack([np.where(masks_of(sides.skeleton)[:, k], ratio, -np.inf).max(1) for k in range(len(P))], 1)
+        done = sides.decide(p, e)[0] & matters; out |= dict(repaired=int(done.sum()), rightly=int((done & wrong).sum()))
+    y = wrong[matters]; x = np.stack([np.clip(v[matters], -30, 30) for v in signs.values()], 1)
+    if len(signs) > 1:
+        fold = np.unique(q.image_id, return_inverse=True)[1] % folds; fold = np.broadcast_to(fold[:, None], matters.shape)[matters]; both = np.zeros(len(y))
+        for i in range(folds): w = logistic_fit(x[fold != i], y[fold != i]*1., ridge=1.); both[fold == i] = x[fold == i] @ w[:-1] + w[-1]
+        signs['both'] = both; x = np.c_[x, both]
+    return out | {n: dict(auroc=roc(x[:, i], y)[2], recall_at_95=cut(x[:, i], y)) for i, n in enumerate(signs)}
+
+
+def cut(score, event, least=.95):
+    o = np.argsort(-score, kind='stable'); c = np.cumsum(event[o]); ok = np.flatnonzero((c/np.arange(1, len(c) + 1) >= least) & (c > 0)); return float(c[ok[-1]]/event.sum()) if len(ok) else 0.
+
+
+def second_peaks(maps, m, p, P):
+    """Of each pair the lower of two shares: a keypoint's map where its partner was put, against its own peak."""
+    h = maps.heatmaps[m].astype(np.float32); top = h.max((2, 3)); at = maps.codec
+    cells = to_crop(maps.M[m], p.xy)*(np.array(at.heatmap_hw[::-1])/np.array(at.input_hw[::-1])); i = np.clip(np.round(cells).astype(int), 0, np.array(h.shape[:1:-1]) - 1); n = np.arange(len(h))[:, None]
+    share = lambda a, b: h[n, P[:, a], i[:, P[:, b], 1], i[:, P[:, b], 0]]/np.maximum(top[:, P[:, a]], 1e-6)
+    return np.log(np.maximum(np.minimum(share(0, 1), share(1, 0)), 1e-3))
+
+
+def one(name, calib, val, model, priors, resamples):
+    pc = predict_poses(model, calib); pv, maps = predict_poses(model, val, return_maps=True); m, t, _ = labelled_pairs(calib, pc); truth, pred = calib[t], pc[m]; em, trust = fit_errors(calib, pc), calibrate_on(calib, pc); before = evaluate(val, pv, boxes='ground-truth boxes'); out = []
+    for label, prior in priors.items():
+        sides = prior.sides; prior = replace(prior, trust=trust, sides=None); a, b = halves(truth); prior = add_gate(prior, truth[a], pred[a]); clean = [clean_copy(truth[b], corrupt(truth[b], em, i)[0], em, i) for i in (1, 2)]
+        prior, _ = choose_margin(prior, truth[b], pred[b], clean=clean); got = refine(pv, prior); scored = refine(pv, prior, rescore=True).poses; after, ranked = (evaluate(val, p, boxes='ground-truth boxes') for p in (got.poses, scored))
+        d, e = paired_bootstrap(before, after, n=resamples), paired_bootstrap(before, ranked, n=resamples); k = tally(val, pv, got.poses)
+        out.append(dict(data=name, prior=label, people=len(val), calibration_people=len(truth), margin=prior.gate.margin if np.isfinite(prior.gate.margin) else 'nothing moves', before=before.stats['AP'], refined=after.stats['AP'], delta=d.value, lo=d.lo, hi=d.hi, rescored=ranked.stats['AP'], rescored_delta=e.value, rescored_lo=e.lo, rescored_hi=e.hi,
+                        **{n: int(k[n].sum()) for n in ('labelled', 'moved', 'helped', 'harmed')}, hidden=hidden(val, pv, got.poses), sides=exchanges(val, pv, maps, sides, trust), errors=em.counts))
+        print({k: round(v, 4) if isinstance(v, float) else v for k, v in out[-1].items()}, flush=True)
+    return out
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--weights', required=True); p.add_argument('--synth', required=True); p.add_argument('--prior', default=None); p.add_argument('--most', type=int, default=500); p.add_argument('--resamples', type=int, default=1000); p.add_argument('--out', type=Path, default=None)
-    a = p.parse_args(); torch.set_num_threads(1); model, prior = load_model(a.weights), load_prior(a.prior); real = shared_data() and shared_data()/'coco_subset'
-    rows = [one('synth-v1', people(a.synth, 'train', a.most), people(a.synth, 'val', a.most), model, prior, a.resamples)]
-    if real and real.is_dir(): rows.append(one('coco_subset', people(real, 'train', 10**6), people(real, 'val', 10**6), model, prior, a.resamples))
-    for r in rows: print({k: round(v, 4) if isinstance(v, float) else v for k, v in r.items()})
-    if a.out: write_json(a.out, dict(schema=1, date=time.strftime('%Y-%m-%d'), prior=prior.card.get('poses'), weights=Path(a.weights).name, rows=rows), indent=1)
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter); p.add_argument('--weights', required=True); p.add_argument('--synth', required=True); p.add_argument('--prior', action='append', default=[])
+    p.add_argument('--most', type=int, default=900); p.add_argument('--resamples', type=int, default=1000); p.add_argument('--out', type=Path, default=None)
+    a = p.parse_args(); torch.set_num_threads(1); model = create_model(a.weights) if a.weights in TRAINED else load_model(a.weights); priors = {'embedded': load_prior(), **{Path(f).name: load_prior(f) for f in a.prior}}; real = shared_data() and shared_data()/'coco_subset'
+    rows = one('synth-v1', people(a.synth, 'calib', a.most), people(a.synth, 'val', a.most), model, priors, a.resamples)
+    if real and real.is_dir(): rows += one('coco_subset', people(real, 'train', 10**6), people(real, 'val', 10**6), model, priors, a.resamples)
+    if a.out: write_json(a.out, dict(schema=1, date=time.strftime('%Y-%m-%d'), priors={n: q.card.get('poses') for n, q in priors.items()}, weights=Path(a.weights).name, rows=rows), indent=1)
 
 
 if __name__ == '__main__': main()

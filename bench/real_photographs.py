@@ -1,82 +1,100 @@
-"""Real photographs: can the chapters learn them, and do generated people help?
+"""Starting from weights against starting from nothing, at equal steps: on real photographs, or on synth-v1.
 
-    python bench/real_photographs.py --data PATH/coco_subset --pretrained runs/demo
+    python bench/real_photographs.py --data PATH/coco_subset      -> bench/results/real_photographs.md
+    python bench/real_photographs.py --data synth                 -> bench/results/synth_scratch.md
 
-1. overfit: 20 photographs, no augmentation; AP on those 20 (a row on training data).
-2. scratch against fine-tuned: the real train part, once from random weights and once from weights trained on generated people,
-   equal steps, three seeds; AP on the real val part (ground-truth boxes), paired bootstrap over images.
-Prints a Markdown report and writes it to --out.
+1. can it learn at all: 20 images, no augmentation; AP on those people (a row on training data).
+2. the weights as they are (zero-shot), fine-tuned on the train part, and a network from random weights for the same number of steps, with several seeds; AP on the val part (ground-truth boxes),
+   paired bootstrap over images. Nothing is chosen on the val part: the last (averaged) weights are judged.
+Every result is kept in runs/from_scratch as soon as it is there, and the same command goes on with what is missing. `--data synth` is the demo's set (800 labelled people), made where it is not there.
 """
 import argparse
+import json
 import platform
 import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from posellm.app.report import processor
+from posellm.core.files import sha256, write_json
 from posellm.core.log import setup_log
+from posellm.core.paths import runs_root
 from posellm.data.coco import load_data
 from posellm.metrics.ap import evaluate
 from posellm.metrics.stats import bootstrap, paired_bootstrap, smallest_detectable
+from posellm.models.weights import embedded
+from posellm.pose.poses import Poses
+from posellm.stages.data import synth_folder
 from posellm.stages.stage1 import start_model
 from posellm.train.augment import Augment
 from posellm.train.fit import fit
+from posellm.train.hardware import preset
 from posellm.train.predict import predict_poses
-from posellm.train.recipe import Phase, recipe
+from posellm.train.recipe import SHORT, Phase, recipe
+
+HW, BATCH, RATE = (128, 96), 32, dict(scratch=2e-3, tuned=5e-4)
 
 
-def photographs(people, n):
+def first_images(people, n):
     "The people of the first n images that have people with keypoints."
     ids = [im['id'] for im in people.images if ((people.image_id == im['id']) & (people.num_keypoints > 0)).any()][:n]
     return people.take_images(ids)
 
 
-def train(people, val, start, steps, lr, seed, augment=True, batch=32, hw=(128, 96)):
-    "Weights after `steps` steps (the last ones: nothing is selected on the val part)."
-    model = start_model('posellm-s', start, people.skeleton, hw, seed)
-    cfg = recipe('small', phases=(Phase('phase2', lr, steps=steps),), batch=batch, seed=seed, ema=.99, loggers=(), augment=Augment() if augment else Augment.none(), cache=False)
-    t = time.perf_counter(); fit(model, people, None, cfg); return model, time.perf_counter() - t
+def train(people, start, steps, lr, seed, augment):
+    "Weights after `steps` steps."
+    model = start_model('posellm-s', start, people.skeleton, HW, seed)
+    if steps: fit(model, people, None, recipe('small', phases=(Phase('phase2', lr, steps=steps),), batch=BATCH, seed=seed, ema=.99, loggers=(), augment=augment, cache=False))
+    return model
 
 
-def score(model, people, flip=True):
-    "Evaluation on people with their true boxes. A network that never saw a mirrored person is not asked about one."
-    who = (people.num_keypoints > 0) & ~people.iscrowd
-    return evaluate(people, predict_poses(model, people[who], flip=flip), boxes='ground-truth boxes')
+def judged(kept, key, truth, flip, make):
+    "Evaluation of predictions on people with their true boxes, and the seconds of training; from the file of an earlier call where there is one. A network that never saw a mirrored person is not asked about one."
+    file = kept / f'{key}.json'; about = kept / f'{key}.seconds'
+    if not (file.is_file() and about.is_file()):
+        t = time.perf_counter(); model = make(); seconds = time.perf_counter() - t
+        predict_poses(model, truth[(truth.num_keypoints > 0) & ~truth.iscrowd], flip=flip).save(file); write_json(about, seconds)
+    ev = evaluate(truth, Poses.from_results(file, truth), boxes='ground-truth boxes'); ev.seconds = json.loads(about.read_text())
+    print(f'{key:24} AP {ev.stats["AP"]:.3f}, {ev.seconds:.0f} s', flush=True); return ev
 
 
 def show(ci): return f'{ci.value:.3f} ({ci.lo:.3f} to {ci.hi:.3f})'
 
 
+def table(rows, seeds):
+    out = ['| start | seed | AP | AP50 | seconds |', '|---|---|---|---|---|']
+    for (kind, seed), ev in rows.items(): out.append(f'| {kind} | {seed} | {show(bootstrap(ev))} | {ev.stats["AP50"]:.3f} | {ev.seconds:.0f} |')
+    for a, b in (('scratch', 'fine-tuned'), ('zero-shot', 'fine-tuned')):
+        diffs = [paired_bootstrap(rows[a, s if a == 'scratch' else '-'], rows[b, s]) for s in range(seeds)]
+        value, (lo, hi) = np.mean([d.value for d in diffs]), np.quantile(np.mean([d.samples for d in diffs], 0), (.025, .975))
+        out += ['', f'{b} minus {a}, mean of {seeds} seeds on the same resampled images: **{value:+.3f}** ({lo:+.3f} to {hi:+.3f}); by seed {", ".join(f"{d.value:+.3f}" for d in diffs)} (spread of the seeds {np.std([d.value for d in diffs], ddof=1) if seeds > 1 else float("nan"):.3f}).']
+    return out + ['', f'Smallest difference this val part shows in four of five repetitions (paired, 5 % level): {smallest_detectable(diffs[0]):.3f} AP.']
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument('--data', required=True); ap.add_argument('--pretrained'); ap.add_argument('--steps', type=int, default=400)
-    ap.add_argument('--overfit-steps', type=int, default=600); ap.add_argument('--seeds', type=int, default=3); ap.add_argument('--out', default='bench/results/real_photographs.md')
-    a = ap.parse_args(); setup_log()
-    parts = {s: load_data(a.data, s) for s in ('train', 'val')}; name = Path(a.data).name
-    out = [f'# Real photographs ({name})', '', f'{time.strftime("%Y-%m-%d")}, {processor()}, Python {platform.python_version()}. `python bench/real_photographs.py --data {name} --pretrained {a.pretrained} --steps {a.steps} --overfit-steps {a.overfit_steps}`', '',
-           'AP is COCO\'s (OKS .50:.95), ground-truth boxes, mask area, flip test (but where said), network `posellm-s` at 128x96. Intervals: 95 %, bootstrap over images, 1,000 resamples.', '']
-    twenty = photographs(parts['train'], 20)
-    model, sec = train(twenty, None, None, a.overfit_steps, 2e-3, 0, augment=False)
-    ev = score(model, twenty, flip=False)
-    out += ['## Can it learn photographs at all?', '', f'20 photographs ({int((twenty.num_keypoints > 0).sum())} people), {a.overfit_steps} steps of 32 without augmentation and flip test, {sec:.0f} s: AP on those same people (role: train) **{ev.stats["AP"]:.3f}**.', '']
-    print('\n'.join(out))
-    rows = {}
+    ap.add_argument('--data', required=True); ap.add_argument('--pretrained', default='posellm-synth-s'); ap.add_argument('--steps', type=int, default=400)
+    ap.add_argument('--overfit-steps', type=int, default=500); ap.add_argument('--seeds', type=int, default=3); ap.add_argument('--strong', action='store_true', help="the full augmentation instead of the short run's"); ap.add_argument('--out')
+    a = ap.parse_args(); setup_log(); p = preset('cpu')
+    folder = synth_folder(p.n_train, p.n_val, p.n_unlabeled, p.n_calib) if a.data == 'synth' else Path(a.data)
+    parts, name = {s: load_data(folder, s) for s in ('train', 'val')}, a.data if a.data == 'synth' else folder.name
+    weights = embedded(a.pretrained); mark = sha256(weights)[:8] if weights else ''.join(c if c.isalnum() else '-' for c in a.pretrained)[-40:]
+    kept = runs_root() / 'from_scratch' / name; kept.mkdir(parents=True, exist_ok=True); aug = Augment() if a.strong else SHORT; how = f'{a.steps}{"s" if a.strong else ""}'
+    twenty = first_images(parts['train'], 20)
+    over = judged(kept, f'overfit-{a.overfit_steps}', twenty, False, lambda: train(twenty, None, a.overfit_steps, RATE['scratch'], 0, Augment.none()))
+    rows = {('zero-shot', '-'): judged(kept, f'zero-{mark}', parts['val'], True, lambda: train(parts['train'], a.pretrained, 0, 0, 0, aug))}
     for seed in range(a.seeds):
-        for kind, start, lr in (('scratch', None, 2e-3), *([('fine-tuned', a.pretrained, 5e-4)] if a.pretrained else [])):
-            model, sec = train(parts['train'], None, start, a.steps, lr, seed)
-            ev = rows[kind, seed] = score(model, parts['val']); ev.seconds = sec
-            print(kind, seed, ev, f'{sec:.0f} s', flush=True)
-    if a.pretrained: rows['unchanged', 0] = score(start_model('posellm-s', a.pretrained, parts['train'].skeleton, (128, 96)), parts['val'])
-    out += ['## Do generated people help?', '', f'Training on the real train part ({int((parts["train"].num_keypoints > 0).sum())} people), {a.steps} steps of 32; AP on the real val part ({int((parts["val"].num_keypoints > 0).sum())} people, {len(parts["val"].images)} images), last weights, nothing selected on val.', '',
-            '| start | seed | AP | AP50 | seconds |', '|---|---|---|---|---|']
-    for (kind, seed), ev in rows.items(): out.append(f'| {kind} | {seed} | {show(bootstrap(ev))} | {ev.stats["AP50"]:.3f} | {getattr(ev, "seconds", 0):.0f} |')
-    if a.pretrained:
-        diffs = [paired_bootstrap(rows['scratch', s], rows['fine-tuned', s]) for s in range(a.seeds)]
-        both = np.mean([d.samples for d in diffs], 0); value = np.mean([d.value for d in diffs]); lo, hi = np.quantile(both, (.025, .975))
-        out += ['', f'Fine-tuned minus scratch, mean of {a.seeds} seeds on the same resampled images: **{value:+.3f}** ({lo:+.3f} to {hi:+.3f}); by seed {", ".join(f"{d.value:+.3f}" for d in diffs)} (spread of the seeds {np.std([d.value for d in diffs], ddof=1) if a.seeds > 1 else float("nan"):.3f}).',
-                '', f'Smallest difference this val part shows in four of five repetitions (paired, 5 % level): {smallest_detectable(diffs[0]):.3f} AP.']
-    Path(a.out).parent.mkdir(parents=True, exist_ok=True); Path(a.out).write_text('\n'.join(out) + '\n'); print('\n'.join(out))
+        rows['fine-tuned', seed] = judged(kept, f'tuned-{mark}-{how}-{seed}', parts['val'], True, lambda: train(parts['train'], a.pretrained, a.steps, RATE['tuned'], seed, aug))
+        rows['scratch', seed] = judged(kept, f'scratch-{how}-{seed}', parts['val'], True, lambda: train(parts['train'], None, a.steps, RATE['scratch'], seed, aug))
+    n = {s: int((q.num_keypoints > 0).sum()) for s, q in parts.items()}
+    out = [f'# With and without pre-trained weights ({"synth-v1" if name == "synth" else name})', '',
+           f'{time.strftime("%Y-%m-%d")}, {processor()}, {torch.get_num_threads()} threads, machine shared with other work, Python {platform.python_version()}. `python bench/real_photographs.py --data {name} --pretrained {a.pretrained} --steps {a.steps} --overfit-steps {a.overfit_steps}`{f" (weights {mark})" if weights else ""}', '',
+           'AP is COCO\'s (OKS .50:.95), ground-truth boxes, flip test (but where said), network `posellm-s` at 128x96. Intervals: 95 %, bootstrap over images, 1,000 resamples.', '',
+           '## Can it learn at all?', '', f'20 images ({int((twenty.num_keypoints > 0).sum())} people), {a.overfit_steps} steps of {BATCH} without augmentation and flip test, {over.seconds:.0f} s: AP on those same people (role: train) **{over.stats["AP"]:.3f}**.', '',
+           '## What the weights are worth', '', f'Train part {n["train"]} people, {a.steps} steps of {BATCH}, learning rate {RATE["tuned"]:g} from the weights and {RATE["scratch"]:g} from nothing, {"full" if a.strong else "short-run"} augmentation; val part {n["val"]} people in {len(parts["val"].images)} images; last weights, nothing chosen on val.', '', *table(rows, a.seeds)]
+    file = Path(a.out or f'bench/results/{"synth_scratch" if name == "synth" else "real_photographs"}.md'); file.parent.mkdir(parents=True, exist_ok=True); file.write_text('\n'.join(out) + '\n'); print('\n'.join(out))
 
 
 if __name__ == '__main__': main()

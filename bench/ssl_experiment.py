@@ -31,8 +31,9 @@ from posellm.models.zoo import create_model
 from posellm.pose.poses import Poses, concat
 from posellm.pose.skeleton import get_skeleton
 from posellm.ssl.config import semi
-from posellm.ssl.methods import settings
+from posellm.ssl.methods import METHODS, settings
 from posellm.ssl.semi import fit_semi, load_yardstick, save_yardstick
+from posellm.ssl.turn import Turn
 from posellm.ssl.twin import Twin
 from posellm.ssl.unlabelled import hide_labels
 from posellm.train.device import peak_mib
@@ -90,11 +91,17 @@ def start_nets(a, cfg):
     return nets[0] if cfg.nets == 1 else Twin(*nets)
 
 
+def overrides(a, method):
+    "Fields of SemiConfig from --over, for all methods or, under a method's name, for that one; `turn` as [degrees, probability, scale]."
+    d = json.loads(a.over); d = {k: v for k, v in d.items() if k not in METHODS} | d.get(method, {})
+    return {k: Turn(*v) if k == 'turn' else tuple(v) if isinstance(v, list) else v for k, v in d.items()}
+
+
 def job(a, name, steps, seed, parts, yardstick=None):
     "Train one network; its record."
     lab, unl, hidden, val = parts; method = name.split('@')[0]
-    base = recipe('small', phases=(Phase('semi', a.lr, steps=steps, warmup=.05),), batch=a.batch, ema=a.ema, seed=seed, precision='fp32', workers=1, loggers=(), val_steps=max(1, steps//a.checks), layer_decay=1.)
-    over = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(a.over).items()}; cfg = settings(method, base, **(over if method != 'supervised' else {})); folder = Path(a.work)/f'{name}-{seed}'
+    base = recipe('small', phases=(Phase('semi', a.lr, steps=steps, warmup=.05),), batch=a.batch, ema=a.ema, seed=seed, precision='auto', workers=1, loggers=(), val_steps=max(1, steps//a.checks), layer_decay=1.)
+    cfg = settings(method, base, **(overrides(a, method) if method != 'supervised' else {})); folder = Path(a.work)/f'{name}-{seed}'
     model = start_nets(a, cfg); t0 = time.process_time()
     history, done = fit_semi(model, lab, unl if cfg.paths else None, hidden, cfg, folder, resume=True, yardstick=yardstick, reports=dict(val=val))
     row = history.rows[-1]
@@ -135,7 +142,7 @@ def main():
     p.add_argument('--data', default='synth'); p.add_argument('--folder', help='synth-v1 as it was written before'); p.add_argument('--start', required=True); p.add_argument('--start-note', default='weights trained on generated people of the base look'); p.add_argument('--out', default='bench/results/ssl_experiment'); p.add_argument('--work', default='/tmp/posellm-ssl')
     p.add_argument('--labelled', type=int, default=100); p.add_argument('--unlabelled', type=int, default=2000); p.add_argument('--hidden', type=int, default=300); p.add_argument('--val', type=int, default=1000)
     p.add_argument('--steps', type=int, default=600); p.add_argument('--batch', type=int, default=16); p.add_argument('--lr', type=float, default=1e-3); p.add_argument('--ema', type=float, default=.995); p.add_argument('--checks', type=int, default=6)
-    p.add_argument('--hw', type=int, nargs=2, default=(128, 96)); p.add_argument('--jobs', nargs='+', default=['supervised', 'multiaugs', 'supervised@compute']); p.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2]); p.add_argument('--over', default='{}', help='JSON: fields of SemiConfig')
+    p.add_argument('--hw', type=int, nargs=2, default=(128, 96)); p.add_argument('--jobs', nargs='+', default=['supervised', 'multiaugs', 'supervised@compute']); p.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2]); p.add_argument('--over', default='{}', help='JSON: fields of SemiConfig, for all or by method: {"patience": 0, "mean-teacher": {"mask": 0.5}}')
     a = p.parse_args(); setup_log()
     parts = generated(a.labelled, a.unlabelled, a.hidden, a.val, a.folder) if a.data == 'synth' else photographs(a.data, a.labelled)
     counts = [len(posed(parts[0])), len(parts[1]), len(posed(parts[2])), len(posed(parts[3]))]; print('people:', counts, flush=True); records = []

@@ -19,11 +19,11 @@ import torch  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parent))
 from test_fit import drawn, net, people, settings  # noqa: E402
 
-from posellm.train import fit as fit_module  # noqa: E402
+from posellm.train import resume as resume_module  # noqa: E402
 from posellm.train.fit import Fit, fit  # noqa: E402
 from posellm.train.state import load_checkpoint  # noqa: E402
 
-TIMES = {'seconds', 'train_seconds', 'people_per_s', 's_step', 'data_wait', 'mib'}  # of the clock, not of the computation
+TIMES = {'seconds', 'wait', 'time', 'train_seconds', 'people_per_s', 's_step', 'data_wait', 'mib'}  # of the clock, not of the computation
 
 
 def noisy(seed):
@@ -35,10 +35,10 @@ def noisy(seed):
 
 def train(folder, cfg, tell, seed=0):
     "One attempt, as a chapter makes it; leaves final.pt when it comes to its end."
-    step, write = Fit.train_step, fit_module.save_checkpoint
+    step, write = Fit.train_step, resume_module.save_checkpoint
     def told(self, hosts): tell(b'.'); return step(self, hosts)
     def writing(*a): tell(b'w'); return write(*a)
-    Fit.train_step, fit_module.save_checkpoint = told, writing
+    Fit.train_step, resume_module.save_checkpoint = told, writing
     p = people(12); model = noisy(seed)
     h = fit(model, p, people(5, seed=4), cfg, folder, resume=True, read=drawn, reports=dict(val=people(6, seed=3), calib=people(5, seed=4)))
     torch.save(dict(model=model.state_dict(), last=load_checkpoint(folder/'last.ckpt'), history=h.history, rows=h.rows, best=h.best), folder/'final.pt')

@@ -16,6 +16,7 @@ from posellm.metrics.oks import get_sigmas, make_people
 from posellm.metrics.slices import all_groups, only_people, people_groups, scored, slice_table
 from posellm.pose.poses import Poses, concat
 from posellm.pose.skeleton import get_skeleton
+from posellm.stages.eval import add_differences, handed_on
 
 COCO17 = get_skeleton('coco17')
 SIGMAS = get_sigmas(COCO17)
@@ -290,3 +291,15 @@ def test_page_of_anybodys_results_stands_alone(tmp_path, capsys):
     page, said = (tmp_path / 'page.html').read_text(), json.loads(capsys.readouterr().out)
     assert said['page'].endswith('page.html') and f"{said['results'][1]['AP']:.3f}" in page and 'Errors by group' in page and 'Sapiens-2B' in page
     assert 'src="http' not in page and '<script' not in page and page.count('<img') == 7
+
+
+def test_each_chapter_is_compared_with_what_the_one_before_handed_on():
+    truth = make_people(200, 2, get_skeleton('coco17')); g = np.random.default_rng(0)
+    guess = lambda spread: evaluate(truth, replace(truth, xy=truth.xy + g.normal(0, spread, truth.xy.shape), conf=np.ones(truth.conf.shape), score=g.uniform(.5, 1, len(truth)), vis=None))
+    plan = [('01', 'unchanged', 9., None), ('01', 'phase2', 6., None), ('02', 'student', 6., None), ('05', 'argmax', 20., 'maps'), ('05', 'dark', 12., 'maps'), ('05', 'finished', 3., None)]
+    evs = [guess(s) for _, _, s, _ in plan]; ground = dict(data='d', split='val', role='heldout', boxes='ground truth', n_images=len(truth.images), n_people=200, seed=0)
+    table = [dict(ground, stage=a, row=b, series=c, ap=e.stats['AP']) for (a, b, _, c), e in zip(plan, evs)] + [dict(ground, stage='05', row='finished', role='calibration', series=None, ap=1.)]
+    got = handed_on(table, evs + evs[-1:], 1000); assert [(r['stage'], r['row'], r.get('whole', False)) for r in got] == [('01', 'unchanged', False), ('01', 'phase2', False), ('02', 'student', False), ('05', 'finished', False), ('05', 'finished', True)]
+    assert 'delta' not in got[0] and [r['verdict'] for r in got[1:]] == ['better', 'not shown', 'better', 'better']
+    assert got[-1]['delta'] == pytest.approx(evs[-1].stats['AP'] - evs[0].stats['AP'])
+    add_differences(table, evs + evs[-1:], 1000); assert 'delta' not in table[3] and table[4]['verdict'] == 'better' and table[5]['delta'] == pytest.approx(evs[5].stats['AP'] - evs[2].stats['AP'])

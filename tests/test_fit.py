@@ -15,8 +15,8 @@ from posellm.models.spec import ModelSpec
 from posellm.models.weights import load_weights
 from posellm.pose.codec import make_codec
 from posellm.pose.poses import Poses
-from posellm.train import fit as fit_module
 from posellm.train.augment import Augment
+from posellm.train.feed import Feed
 from posellm.train.fit import Fit, fit
 from posellm.train.predict import predict_poses
 from posellm.train.recipe import recipe
@@ -137,12 +137,12 @@ def test_resume_refuses_what_does_not_belong(tmp_path):
 
 
 def test_a_nan_is_caught_before_it_reaches_weights_or_average(tmp_path, monkeypatch):
-    p = people(); good = {}; batch = fit_module.Feed.batch
+    p = people(); good = {}; batch = Feed.batch
     def poisoned(self, host):
         x, *rest = batch(self, host); job = good.get('job')
         if job is not None and job.step == 2: x = x*float('nan'); good['before'] = state(job.model)
         return x, *rest
-    monkeypatch.setattr(fit_module.Feed, 'batch', poisoned)
+    monkeypatch.setattr(Feed, 'batch', poisoned)
     step = Fit.train_step
     def watch(self, hosts): good['job'] = self; return step(self, hosts)
     monkeypatch.setattr(Fit, 'train_step', watch)

@@ -129,7 +129,7 @@ def test_pickles_do_not_run(tmp_path):
     class Evil:
         def __reduce__(self): return os.mkdir, (str(tmp_path / "ran"),)
     torch.save(dict(a=Evil()), tmp_path / "evil.pth")
-    error(lambda: create_model("simplebaseline18", weights=tmp_path / "evil.pth"), "run its code")
+    error(lambda: create_model("simplebaseline18", weights=tmp_path / "evil.pth"), "run its code", "mkdir")
     assert not (tmp_path / "ran").exists()
 
 
@@ -172,3 +172,11 @@ def test_names():
     error(lambda: create_model("posellm-x", weights=None), "did you mean 'posellm-s'")
     error(lambda: create_model("posellm-s"), "no trained weights")
     error(lambda: create_model("posellm-s", weights=None, input_hw=(65, 48)), "multiples of 4", "(68, 48)")
+
+
+def test_the_presets_weights_stay_with_their_network():
+    from posellm.stages.stage1 import stage1_settings
+    from posellm.train.hardware import preset
+    assert stage1_settings(preset("cpu"))[1] == "posellm-synth-s" and stage1_settings(preset("cpu"), model="posellm-s")[1] == "posellm-synth-s"
+    assert stage1_settings(preset("cpu"), model="mobilenetv4")[:2] == ("mobilenetv4", None)
+    assert stage1_settings(preset("cpu"), model="mobilenetv4", weights="imagenet")[1] == "imagenet"

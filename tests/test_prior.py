@@ -15,10 +15,10 @@ from posellm.pose.poses import Poses
 from posellm.pose.skeleton import get_skeleton
 from posellm.refine.corrupt import corrupt, fit_errors, published_errors, published_rates
 from posellm.refine.frame import frame_boxes, missing, network_input, person_frames
-from posellm.refine.gate import cov_from_expected, expected_from_cov
+from posellm.refine.gate import Gate, cov_from_expected, expected_from_cov
 from posellm.refine.prior import load_prior, refine, save_prior
 from posellm.refine.scale import own_trust
-from posellm.refine.sides import exchange, limb_groups, side_pairs
+from posellm.refine.sides import SideNet, Sides, exchange, fix_thresholds, limb_groups, side_pairs
 from posellm.refine.vae import PoseVAE
 
 
@@ -109,6 +109,22 @@ def test_fitted_rates_find_what_was_put_in():
 def test_exchanging_twice_changes_nothing(bits):
     p = make_people(2, 1, get_skeleton('coco17'), predictions=True); pairs = np.tile(((bits >> np.arange(8)) & 1).astype(bool), (2, 1)); once, k = exchange(p, pairs); twice, _ = exchange(once, pairs)
     np.testing.assert_array_equal(twice.xy, p.xy); assert k.sum() == 2*pairs.sum()
+
+
+@given(st.integers(0, 10**6), st.floats(0, .4))
+@settings(max_examples=40, deadline=None)
+def test_nobody_stakes_more_than_may_be_lost(seed, stake):
+    r = np.random.default_rng(seed); e_o, e_p, far, gone = r.random((9, 17)), r.random((9, 17)), 6*r.random((9, 17)), r.random((9, 17)) < .3
+    gate = Gate((np.array([0., 1]), np.array([0., 1])), np.zeros((17, 7)), margin=.0, stake=stake); free = Gate(gate.honest, gate.weights, margin=.0, stake=9.)
+    a, b = gate.opens(e_o, e_p, gone, far), free.opens(e_o, e_p, gone, far); assert not (a & ~b).any() and (a & gone == b & gone).all()
+    assert (np.where(a & ~gone, 1 - np.exp(-far**2/8), 0).sum(1) <= stake*np.maximum((~gone).sum(1), 1) + 1e-9).all()
+
+
+def test_sides_that_know_nothing_exchange_nothing(people):
+    sk = people.skeleton; sides = Sides(SideNet(17, len(limb_groups(sk)), 16), sk); e = np.full(people.conf.shape, .8)
+    fixed = fix_thresholds(sides, bare_poses(60, seed=45), published_errors(sk), lambda conf, size: conf, repeats=2); assert fixed.thresholds == {}
+    out, k = fixed.repair(people, e); assert not k.any() and out is people
+    bold = Sides(sides.net, sk, {'arms': -99.}); pairs, _, _ = bold.decide(people, e); p = side_pairs(sk); assert not (pairs & missing(people)[:, p].any(-1)).any() # of a pair of which one is missing nothing is known
 
 
 def test_damaged_prior_files(prior, tmp_path):

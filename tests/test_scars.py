@@ -12,10 +12,11 @@ from test_fit import drawn, equal, net, people, settings, state
 from posellm.core.errors import PoseError
 from posellm.core.rng import rng
 from posellm.data.crops import CropStore
-from posellm.train import fit as fit_module
 from posellm.train.augment import Augment, draw_views
-from posellm.train.fit import RETRIES, Feed, Fit, fit
+from posellm.train.feed import Feed
+from posellm.train.fit import Fit, fit
 from posellm.train.loss import NotFinite
+from posellm.train.resume import RETRIES
 from posellm.train.state import check_weights, load_checkpoint
 
 SHORT = dict(batch=4, val_steps=2, augment=Augment.none())
@@ -164,4 +165,4 @@ def test_a_killed_writer_leaves_nothing_behind(tmp_path):
     (tmp_path/'.last.ckpt.0123abcd.tmp~').write_bytes(b'half'); (tmp_path/'mine.txt').write_text('kept')
     fit(net(), people(), None, settings((0, 1), **SHORT), tmp_path, read=drawn)
     assert not list(tmp_path.glob('.*tmp~')) and (tmp_path/'mine.txt').is_file()
-    assert fit_module.load_checkpoint(tmp_path/'last.ckpt')['step'] == 1
+    assert load_checkpoint(tmp_path/'last.ckpt')['step'] == 1

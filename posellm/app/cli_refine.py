@@ -32,7 +32,7 @@ def rewritten(records:list, refined, rescore:bool=False) -> list:
 
 def refine_file(
     results, out, prior=None, truth=None, # files; prior: run or file; truth: COCO annotations
-    skeleton:str='coco17', rescore:bool=False, sides:bool=True, trust:str='file', resamples:int=1000,
+    skeleton:str='coco17', rescore:bool=False, sides:bool=True, trust:str='auto', resamples:int=1000,
 ) -> dict: # what was done
     "Refine a results file and write the result."
     from posellm.core.errors import PoseError, unknown
@@ -41,10 +41,10 @@ def refine_file(
     from posellm.refine.judge import compare_ap, tally
     from posellm.refine.prior import reasons, refine
     from posellm.refine.scale import own_trust
-    if trust not in ('file', 'prior'): raise unknown('trust', trust, ('file', 'prior'))
+    if trust not in ('auto', 'file', 'prior'): raise unknown('trust', trust, ('auto', 'file', 'prior'))
     if Path(out).exists() and Path(out).samefile(results): raise PoseError('the results would be overwritten', file=out, field='out', todo='give another name: your files are never changed')
     records = read_json(results, 'a COCO results file'); people = Poses.from_coco(truth) if truth else None; poses = Poses.from_results(records, people, skeleton, file=str(results)); p = find_prior(prior)
-    own = own_trust(p, poses) if trust == 'file' and prior is None else None; r = refine(poses, p, own, rescore, sides); write_json(out, rewritten(records, r, rescore))
+    own = own_trust(p, poses) if trust == 'file' or trust == 'auto' and prior is None else None; r = refine(poses, p, own, rescore, sides); write_json(out, rewritten(records, r, rescore))
     d = dict(schema=1, results=str(results), out=str(out), prior=str(prior or 'embedded'), prior_from=p.card.get('poses'), confidences_by='the file itself' if own else 'the map of the prior', people=len(poses), keypoints=int(r.why.size),
              why={n: int((r.why == i).sum()) for i, n in enumerate(reasons)}, moved_by_keypoint={n: int(c) for n, c in zip(poses.skeleton.keypoints, r.moved.sum(0))})
     if people is not None: d |= dict(ap=compare_ap(people, poses, r.poses, resamples), by_keypoint=tally(people, poses, r.poses))
@@ -71,7 +71,7 @@ def refine(
     skeleton: Annotated[str, typer.Option(metavar='NAME', help='Keypoints of the results where there is no truth.')] = 'coco17',
     rescore: Annotated[bool, typer.Option('--rescore', help='Also replace confidences and scores by expected similarity.')] = False,
     sides: Annotated[bool, typer.Option('--sides/--no-sides', help='Decide exchanged left and right.')] = True,
-    trust: Annotated[str, typer.Option(metavar='file|prior', help='What confidences mean: learned from the file, or as the prior knows them.')] = 'file',
+    trust: Annotated[str, typer.Option(metavar='auto|file|prior', help='What confidences mean: learned from the file, or as the prior knows them from the network it was fitted to; auto: the file for the embedded prior, the prior for one that is given.')] = 'auto',
     as_json: Json = False,
 ):
     "Move keypoints that a learned pose prior knows better; leave all others alone."

@@ -58,5 +58,5 @@ def unknown(
     "The error for a name that does not exist, with the nearest one that does."
     known = [str(k) for k in known]
     near = get_close_matches(str(name), known, n=1, cutoff=.5)
-    hint = f'did you mean {near[0]!r}?' if near else f'choose one of the {kind}s listed'
+    hint = f'did you mean {near[0]!r}?' if near else 'choose one of those listed'
     return PoseError(f'unknown {kind}', file=file, field=kind, found=name, allowed=', '.join(known) or '(none)', todo=todo or hint)

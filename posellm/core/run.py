@@ -89,7 +89,7 @@ def config(self:Run) -> dict:
 Run.save_config, Run.config = save_config, config
 
 # %% ../../nbs/core/05_run.ipynb #d2e442b0
-row_keys = 'row stage results truth data split role boxes seed train_seconds people_per_s peak_mib params settings'.split()
+row_keys = 'row stage results truth data split role boxes seed train_seconds people_per_s peak_mib params settings series'.split()
 roles = 'heldout', 'train', 'calibration'
 
 def save_rows(self:Run, rows:list):

@@ -9,9 +9,10 @@ __all__ = ['MAX_PIXELS', 'KINDS', 'image_kind', 'looks_like', 'Header', 'parse_h
 
 # %% ../../nbs/data/00_images.ipynb #3cdccebe
 import mmap
+import os
+import stat
 import struct
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -155,7 +156,7 @@ def parse_header(
 # %% ../../nbs/data/00_images.ipynb #0a98a867
 def _stat(path) -> int:
     "Size of a file in bytes; PoseError when it is missing, a folder, unreadable or empty."
-    try: folder, n = Path(path).is_dir(), Path(path).stat().st_size
+    try: s = os.stat(path); folder, n = stat.S_ISDIR(s.st_mode), s.st_size
     except FileNotFoundError: folder, n = False, -1
     except (OSError, ValueError) as e: # ValueError: a zero byte in the name
         raise PoseError("cannot open image", file=path, found=str(e), todo="check the name and the permissions") from None
@@ -254,16 +255,19 @@ def decode_image(
                         todo="get the file again, or remove it and its annotations")
     return turn_image(image, turn)
 
-# %% ../../nbs/data/00_images.ipynb #3f151bca
+# %% ../../nbs/data/00_images.ipynb #8a052b9a
+def _whole(path, max_pixels) -> bytes: # a file, unless it is or claims to be too large
+    if _stat(path) > 2**26: check_pixels(read_header(path), max_pixels, path) # before so much is read
+    try:
+        with open(path, "rb", buffering=0) as f: return f.read()
+    except OSError as e: raise PoseError("cannot open image", file=path, found=str(e), todo="check the permissions") from None
+
 def read_reduced(
     path, # image file
     reduce=1, # 1, 2, 4 or 8
 ) -> tuple: # (h,w,3) RGB uint8, how many times smaller it is
     "An image at a fraction of its size, where its file allows that; pixel x of the whole is (x+.5)/n - .5 here."
-    _stat(path); header = read_header(path); n = reduce if can_reduce(header, which_turn(header)) else 1
-    check_pixels(header, MAX_PIXELS, path)
-    try: data = Path(path).read_bytes()
-    except OSError as e: raise PoseError("cannot open image", file=path, found=str(e), todo="check the permissions") from None
+    data = _whole(path, MAX_PIXELS); header = parse_header(data, path); n = reduce if can_reduce(header, which_turn(header)) else 1
     return decode_image(data, file=path, reduce=n), n
 
 def read_image(
@@ -273,11 +277,7 @@ def read_image(
     size=None, # (width, height) of the image record: decides whether the annotator saw it turned
 ) -> np.ndarray: # (h,w,3) RGB uint8
     "Read an image file as RGB; PoseError naming the file when it is missing, broken, disguised or too large."
-    _stat(path)
-    check_pixels(read_header(path), max_pixels, path)
-    try: data = Path(path).read_bytes()
-    except OSError as e: raise PoseError("cannot open image", file=path, found=str(e), todo="check the permissions") from None
-    return decode_image(data, max_pixels, exif, size, path)
+    return decode_image(_whole(path, max_pixels), max_pixels, exif, size, path)
 
 # %% ../../nbs/data/00_images.ipynb #606c882f
 def read_record(

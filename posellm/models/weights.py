@@ -101,13 +101,16 @@ def _read_pth(file, what): # a .pth: plain tensors only, wrappers taken off
     try: x = torch.load(file, map_location='cpu', weights_only=True, mmap=what == 'zip')
     except pickle.UnpicklingError as e:
         x = _beside_objects(file) if what == 'zip' else None
-        if x is None: raise PoseError('this checkpoint holds more than tensors, and opening it would run its code', file=file, found=str(e).split('\n')[0], allowed='a state dict that torch.load(weights_only=True) reads',
+        if x is None: raise PoseError('this checkpoint holds more than tensors, and opening it would run its code', file=file, found=_foreign(e), allowed='a state dict that torch.load(weights_only=True) reads',
                         todo='convert it where you trust it: safetensors.torch.save_file(model.state_dict(), FILE)') from e
     except (RuntimeError, EOFError, OSError, ValueError) as e: raise PoseError('the checkpoint is damaged or cut short', file=file, found=e, todo='fetch the file again') from e
     for key in ('state_dict', 'model'):
         if isinstance(x, dict) and isinstance(x.get(key), dict): x = x[key]
     if not isinstance(x, dict) or not x or not all(isinstance(v, torch.Tensor) for v in x.values()): raise PoseError('the checkpoint is not a state dict', file=file, found=type(x).__name__, allowed='a mapping of names to tensors')
     return {k.removeprefix('module.'): v for k, v in x.items()} # DataParallel's prefix
+
+def _foreign(e) -> str: # the object that a restricted reader would not make
+    return m[1] if (m := re.search(r'GLOBAL ([\w.]+)', str(e))) else re.sub(r'\x1b\[\d*m', '', str(e)).split('\n')[0]
 
 def _beside_objects(file): # the tensors of a training checkpoint that also holds objects of its framework (logs, optimizer); they stay empty shells
     x, unknown = read_archive(file)
@@ -202,5 +205,5 @@ def load_model(
     from posellm.models.zoo import create_model
     file, own = find_weights(path, stage), stored_spec(path, stage)
     if own is None:
-        raise PoseError('there is no description beside these weights', file=file, field=file.with_suffix('.json').name, found='no such file', todo='copy it too; for an official file use create_model(NAME, weights=FILE)')
+        raise PoseError('there is no description beside these weights', file=file, field=file.with_suffix('.json').name, found='no such file', todo='copy it too; for an official file name its network: create_model(NAME, weights=FILE), on the command line --model NAME --weights FILE')
     return create_model(own.name, own.skeleton, weights=str(file)).to(device).eval()

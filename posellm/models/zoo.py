@@ -148,7 +148,7 @@ def make_spec(e:Entry, skeleton, input_hw, heatmap_hw=None, loss=None) -> ModelS
 def no_trained(name:str) -> PoseError:
     "The error for a name whose trained weights do not come with this version."
     return PoseError('no trained weights come with this name yet', field='weights', found=f"{name!r} with weights='auto'",
-                     allowed="None (random), 'imagenet' (trunk only), a .safetensors or .pth file, a folder, a run", todo="train with chapter 01 and give the run, or pass weights=None")
+                     allowed="None (random), 'imagenet' (trunk only), a .safetensors or .pth file, a folder, a run", todo="give a file, its authors' own or yours (posellm predict --model NAME --weights FILE), train with chapter 01 and give the run, or pass weights=None for random ones")
 
 # %% ../../nbs/models/02_zoo.ipynb #57765be9
 def create_model(

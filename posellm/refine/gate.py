@@ -48,48 +48,55 @@ def near_matrix(skeleton) -> np.ndarray: # (K,K) 1 within two edges
 def prior_signals(
     poses:Poses, xy, # (N,K,2) the prior's places
     correct, trust, # (N,K) expected correctness by the network; trust in the observation
-    frame=None,
-) -> np.ndarray: # (N,K,5)
+    frame=None, worth=None, # (N,K) what the network expects of its own places; None: it cannot say
+) -> np.ndarray: # (N,K,6)
     "What decides how good the prior's places are."
     K, near, gone = poses.K, near_matrix(poses.skeleton), missing(poses); c = np.where(gone, .02, correct)
     rest, around = (c.sum(1, keepdims=True) - c)/(K - 1), c @ near.T/near.sum(1)
     v = np.where(gone[..., None], 0, poses.xy - xy); d = np.sqrt(v[..., 0]**2 + v[..., 1]**2)/sigma_units(poses, frame)
-    return np.stack([_logit(c), _logit(rest), _logit(around), _logit(np.where(gone, .02, trust)), np.log(.3 + np.where(gone, 3., d))], -1)
+    return np.stack([_logit(c), _logit(rest), _logit(around), _logit(np.where(gone, .02, trust)), np.log(.3 + np.where(gone, 3., d)), np.zeros(c.shape) if worth is None else _logit(worth)], -1)
 
 # %% ../../nbs/refine/24_gate.ipynb #53111be4
 @dataclass(eq=False)
 class Gate:
     "The two expectations, and the margin between them."
     honest:tuple # knots and values of the monotone map of correctness
-    weights:np.ndarray # (K,6) of the signals and 1
+    weights:np.ndarray # (K,7) of the signals and 1
     margin:float=.1 # by which the prior must be better; inf: nothing moves
     fill:float=.3 # a missing keypoint is filled where the prior's place is worth at least so much
     least:float=1. # sigmas: a prior that places a keypoint nearer to where it was observed only confirms it
     few:float=1. # the margin grows by few/n for a person with n keypoints: with few of them each counts more, and less is known
     evidence:float=2.5 # sum of the other keypoints' expected similarity below which a person is left alone
-    def expectations(self, poses:Poses, xy, correct, trust, frame=None): # e_o, e_p (N,K)
+    stake:float=.15 # the most similarity that a person may lose if all that moves was right
+    def expectations(self, poses:Poses, xy, correct, trust, frame=None, worth=None): # e_o, e_p (N,K)
         "Expected similarity of the observed and of the prior's places."
-        e_o = np.where(missing(poses), 0., np.interp(correct, *self.honest)); x = prior_signals(poses, xy, correct, trust, frame)
+        e_o = np.where(missing(poses), 0., np.interp(correct, *self.honest)); x = prior_signals(poses, xy, correct, trust, frame, worth)
         return e_o, 1/(1 + np.exp(-np.clip(np.einsum('nkf,kf->nk', x, self.weights[:, :-1]) + self.weights[:, -1], -30, 30)))
     def opens(self, e_o, e_p, gone, far) -> np.ndarray: # (N,K) bool; far (N,K): sigmas between the two places
         "Where the prior outweighs the observation."
         known = e_o.sum(1, keepdims=True) - e_o >= self.evidence
         margin = self.margin + self.few/np.maximum((~gone).sum(1, keepdims=True), 1)
-        return known & np.where(gone, (e_p >= self.fill) & np.isfinite(self.margin), (e_p > e_o + margin) & (far > self.least))
-    def to_dict(self): return dict(honest=[np.round(a, 4).tolist() for a in self.honest], weights=self.weights.round(4).tolist(), margin=None if np.isinf(self.margin) else self.margin, fill=self.fill, least=self.least, few=self.few, evidence=self.evidence)
+        return known & np.where(gone, (e_p >= self.fill) & np.isfinite(self.margin), self.affordable((e_p > e_o + margin) & (far > self.least) & known & ~gone, e_p - e_o, far, gone))
+    def affordable(self, wanted, gain, far, gone) -> np.ndarray: # (N,K) bool
+        "The moves of most promise whose stakes together stay within what a person may lose."
+        out, i = wanted.copy(), np.flatnonzero(wanted.any(1)); stake = np.where(wanted[i], 1 - np.exp(-far[i]**2/8), 0)/np.maximum((~gone[i]).sum(1, keepdims=True), 1)
+        order = np.argsort(np.where(wanted[i], -gain[i], np.inf), axis=1); within = np.cumsum(np.take_along_axis(stake, order, 1), 1) <= self.stake
+        keep = np.zeros(stake.shape, bool); np.put_along_axis(keep, order, within, 1); out[i] &= keep; return out
+    def to_dict(self): return dict(honest=[np.round(a, 4).tolist() for a in self.honest], weights=self.weights.round(4).tolist(), margin=None if np.isinf(self.margin) else self.margin, fill=self.fill, least=self.least, few=self.few, evidence=self.evidence, stake=self.stake)
     @classmethod
-    def from_dict(cls, d): return cls(tuple(np.array(a, float) for a in d['honest']), np.array(d['weights'], float), np.inf if d['margin'] is None else d['margin'], d['fill'], d.get('least', 1.), d.get('few', 1.), d.get('evidence', 2.5))
+    def from_dict(cls, d): return cls(tuple(np.array(a, float) for a in d['honest']), np.array(d['weights'], float), np.inf if d['margin'] is None else d['margin'], d['fill'], d['least'], d['few'], d['evidence'], d['stake'])
 
 # %% ../../nbs/refine/24_gate.ipynb #fbcc9f96
 def fit_gate(
     truth:Poses, pred:Poses, # the same people in the same order, not trained on and not reported
     xy, correct, trust, # what the network gave, (N,K,2), (N,K); trust in the observations (N,K)
+    worth=None, # (N,K) what the network expects of its places
     least:int=100, # examples a keypoint needs for weights of its own
 ) -> Gate:
     "Learn both expectations from people with known truth."
     sig, on = get_sigmas(truth.skeleton), truth.labelled; here = on & ~missing(pred)
     ks = keypoint_similarity(truth.xy, np.nan_to_num(pred.xy), truth.area, sig); kp = keypoint_similarity(truth.xy, xy, truth.area, sig)
-    knots, values = isotonic(np.round(correct[here], 2), ks[here]); x = prior_signals(pred, xy, correct, trust)
+    knots, values = isotonic(np.round(correct[here], 2), ks[here]); x = prior_signals(pred, xy, correct, trust, worth=worth)
     together = logistic_fit(x[on], kp[on], ridge=1.)
     weights = np.stack([logistic_fit(x[on[:, k], k], kp[on[:, k], k], ridge=1.) if on[:, k].sum() >= least else together for k in range(truth.K)])
     return Gate((knots, values), weights)

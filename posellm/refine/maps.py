@@ -95,6 +95,7 @@ def fuse_maps(
     sigma = float(np.median(common_sigma(members)/cell_size(to))) if equal and N else to.codec.sigma
     return Maps(out, to.M, replace(to.codec, sigma=sigma))
 
+# %% ../../nbs/refine/05_maps.ipynb #a6e5770c
 def take_maps(m:Maps, index) -> Maps: return Maps(m.heatmaps[index], m.M[index], m.codec)
 
 def _sum(part, to, w, heights, wide):

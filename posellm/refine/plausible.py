@@ -32,6 +32,7 @@ def fit_plausible(
     w = logistic_fit((x - mean)/sd, y, ridge=1.); p = _plausible(x[:len(true)], mean, sd, w)
     return dict(mean=mean.round(5).tolist(), sd=sd.round(5).tolist(), weights=w.round(5).tolist(), threshold=float(np.quantile(p, 1 - share)) if len(p) else 0., share=share)
 
+# %% ../../nbs/refine/30_plausible.ipynb #62a28a66
 def true_places(truth:Poses, spoiled:Poses) -> Poses: # keypoints nobody labelled stay where they were predicted
     "The spoiled people with labelled keypoints in their true places and the confidences they have."
     return replace(spoiled, xy=np.where(truth.labelled[..., None], truth.xy, spoiled.xy))

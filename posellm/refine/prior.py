@@ -46,6 +46,7 @@ class Reading:
     xy:np.ndarray # (N,K,2) image pixels, the prior's places
     correct:np.ndarray # (N,K) expected correctness of the observed keypoints, as the network says it
     trust:np.ndarray # (N,K) trust in the observation before the body was looked at
+    worth:np.ndarray # (N,K) expected similarity of the prior's places, as the network says it
     kl:np.ndarray # (N,) nats
     mean:np.ndarray # (N,Z) latent
 
@@ -64,10 +65,10 @@ def read_people(
     same_skeleton(prior, poses); frame = person_frames(poses) if frame is None else frame; t = observation_trust(poses, prior.trust if trust is None else trust, frame)
     x, parts = torch.from_numpy(network_input(poses, t, frame)), []
     for rows in x.split(batch):
-        xy, logit, mean, logvar = prior.net(rows, sample=False); parts.append((xy, torch.sigmoid(logit), kl_divergence(mean, logvar), mean))
+        xy, logit, own, mean, logvar = prior.net(rows, sample=False); parts.append((xy, torch.sigmoid(logit), torch.sigmoid(own), kl_divergence(mean, logvar), mean))
     K, Z = poses.K, prior.net.latent
-    xy, correct, kl, mean = (torch.cat(p).double().numpy() for p in zip(*parts)) if parts else (np.zeros((0, K, 2)), np.zeros((0, K)), np.zeros(0), np.zeros((0, Z)))
-    return Reading(frame.back(xy), correct, t, kl, mean)
+    xy, correct, worth, kl, mean = (torch.cat(p).double().numpy() for p in zip(*parts)) if parts else (np.zeros((0, K, 2)), np.zeros((0, K)), np.zeros((0, K)), np.zeros(0), np.zeros((0, Z)))
+    return Reading(frame.back(xy), correct, t, worth, kl, mean)
 
 # %% ../../nbs/refine/25_prior.ipynb #69b82da5
 reasons = ('kept: trusted', 'kept: the prior knows no better', 'moved', 'filled', 'missing: the prior cannot say', 'exchanged sides')
@@ -93,7 +94,7 @@ def refine(
     same_skeleton(prior, poses); gone, frame = missing(poses), person_frames(poses); exchanged = np.zeros(gone.shape, bool)
     if sides and prior.sides is not None: poses, exchanged = prior.sides.repair(poses, observation_trust(poses, prior.trust if trust is None else trust, frame), frame); gone = missing(poses)
     r = read_people(prior, poses, trust, frame=frame); unit = sigma_units(poses, frame)
-    e_o, e_p = prior.gate.expectations(poses, r.xy, r.correct, r.trust, frame); v = np.where(gone[..., None], 0, poses.xy - r.xy); moved = prior.gate.opens(e_o, e_p, gone, np.sqrt(v[..., 0]**2 + v[..., 1]**2)/unit)
+    e_o, e_p = prior.gate.expectations(poses, r.xy, r.correct, r.trust, frame, r.worth); v = np.where(gone[..., None], 0, poses.xy - r.xy); moved = prior.gate.opens(e_o, e_p, gone, np.sqrt(v[..., 0]**2 + v[..., 1]**2)/unit)
     e = np.where(moved, e_p, e_o)
     xy = np.where(moved[..., None], r.xy, poses.xy); conf = np.where(moved, e_p, poses.conf)
     out = replace(poses, xy=xy, conf=e if rescore else conf, cov=cov_from_expected(e, unit), score=e.mean(1) if rescore else poses.score)
@@ -105,7 +106,7 @@ def add_gate(
     trust=None,
 ) -> Prior:
     "The prior with its gate fitted to these people."
-    r = read_people(prior, pred, trust); return replace(prior, gate=fit_gate(truth, pred, r.xy, r.correct, r.trust))
+    r = read_people(prior, pred, trust); return replace(prior, gate=fit_gate(truth, pred, r.xy, r.correct, r.trust, r.worth))
 
 def confident_right(truth:Poses, pred:Poses, trust, sure:float=.8, right:float=.85): # (N,K) bool
     "Keypoints that are right and whose confidence alone says so: those that must stay."
@@ -116,19 +117,20 @@ def shift_in_sigmas(a:Poses, b:Poses, area): # (N,K)
     "How far keypoints of `b` are from those of `a`."
     return np.linalg.norm(np.nan_to_num(a.xy) - np.nan_to_num(b.xy), axis=-1)/(get_sigmas(a.skeleton)*np.sqrt(area)[:, None])
 
+# %% ../../nbs/refine/25_prior.ipynb #786e3f88
 def choose_margin(
-    prior:Prior, truth:Poses, pred:Poses, trust=None, clean:Poses=None, # the same people without errors, with the confidences of right keypoints
-    margins=(-.06, -.03, -.015, 0., .015, .03, .06, .1, .15, .25, np.inf), leasts=(1., 1.5), most_moved:float=.007, most_lost:float=.0024,
+    prior:Prior, truth:Poses, pred:Poses, trust=None, clean=(), # copies of these people without errors, with the confidences of right keypoints
+    margins=(-.06, -.03, 0., .03, .06, .1, .15, .25, np.inf), fews=(1., 1.5, 2.), most_moved:float=.007, most_lost:float=.0024,
 ): # (Prior, table: list of dict)
-    "Fix the margin; inf (nothing moves) where no other keeps the promises or helps."
+    "Fix the margin and how it grows for people with few keypoints; inf (nothing moves) where no other keeps the promises or helps."
     from posellm.metrics.ap import evaluate
     ap = lambda p: evaluate(truth, p, strict=False).stats['AP']; base, rows = ap(pred), []
-    for m, least in [(m, l) for l in leasts for m in margins]:
-        p = replace(prior, gate=replace(prior.gate, margin=m, least=least)); out = refine(pred, p, trust, sides=False)
+    for m, few in [(m, f) for f in fews for m in margins]:
+        p = replace(prior, gate=replace(prior.gate, margin=m, few=few)); out = refine(pred, p, trust, sides=False)
         must = confident_right(truth, pred, out.reading.trust); share = float((shift_in_sigmas(pred, out.poses, truth.area)[must] > .3).mean()) if must.any() else 0.
-        lost = 0. if clean is None else ap(clean) - ap(refine(clean, p, trust, sides=False).poses)
-        rows.append(dict(margin=float(m), least=least, ap=ap(out.poses), gain=ap(out.poses) - base, confident_right_moved=share, lost_on_clean=lost, keeps=share <= most_moved and lost <= most_lost))
-    best = max((r for r in rows if r['keeps']), key=lambda r: (round(r['ap'], 4), r['margin'])); return replace(prior, gate=replace(prior.gate, margin=best['margin'], least=best['least'])), rows
+        lost = max((ap(c) - ap(refine(c, p, trust, sides=False).poses) for c in clean), default=0.)
+        rows.append(dict(margin=float(m), few=few, ap=ap(out.poses), gain=ap(out.poses) - base, confident_right_moved=share, lost_on_clean=lost, keeps=share <= most_moved and lost <= most_lost))
+    best = max((r for r in rows if r['keeps']), key=lambda r: (round(r['ap'], 4), r['margin'])); return replace(prior, gate=replace(prior.gate, margin=best['margin'], few=best['few'])), rows
 
 # %% ../../nbs/refine/25_prior.ipynb #e1d10a0b
 def save_prior(prior:Prior, path) -> Path: # path without ending

@@ -17,19 +17,19 @@ class PoseVAE(nn.Module):
         super().__init__(); self.K, self.latent, self.hidden = K, latent, hidden
         layer = lambda i, o: nn.Sequential(nn.Linear(i, o), nn.SiLU())
         self.encoder = nn.Sequential(layer(3*K, hidden), layer(hidden, hidden), nn.Linear(hidden, 2*latent))
-        self.decoder = nn.Sequential(layer(latent, hidden), layer(hidden, hidden), nn.Linear(hidden, 3*K))
+        self.decoder = nn.Sequential(layer(latent, hidden), layer(hidden, hidden), nn.Linear(hidden, 4*K))
 
     def encode(self, x): # (B,K,3) -> mean (B,Z), log variance (B,Z)
         mean, logvar = self.encoder(x.flatten(1)).chunk(2, 1); return mean, logvar.clamp(-8, 4)
 
-    def decode(self, z): # (B,Z) -> (B,K,3): x, y, change of the logit of correctness
-        return self.decoder(z).unflatten(1, (self.K, 3))
+    def decode(self, z): # (B,Z) -> (B,K,4): x, y, change of the logit of correctness, logit of the worth of this place
+        return self.decoder(z).unflatten(1, (self.K, 4))
 
     def forward(self, x, sample:bool=None): # sample: None = while training
-        "Places (B,K,2), logit of correctness (B,K), mean and log variance (B,Z)."
+        "Places (B,K,2), logits of the correctness of the input and of the worth of the places (B,K), mean and log variance (B,Z)."
         mean, logvar = self.encode(x)
         z = mean + torch.randn_like(mean)*(logvar/2).exp() if (self.training if sample is None else sample) else mean
-        out = self.decode(z); return out[..., :2], out[..., 2] + torch.logit(x[..., 2].clamp(.02, .98)), mean, logvar
+        out = self.decode(z); return out[..., :2], out[..., 2] + torch.logit(x[..., 2].clamp(.02, .98)), out[..., 3], mean, logvar
 
 # %% ../../nbs/refine/22_vae.ipynb #20487f72
 def kl_divergence(mean, logvar): # (B,Z) -> (B,) nats
@@ -44,14 +44,14 @@ def prior_loss(
     sigmas, # (K,)
     beta:float=0.,
 ): # (loss, {part: value})
-    "Masked Huber in sigmas + cross-entropy of correctness + beta KL (a person's KL, by the number of keypoints)."
-    xy, logit, mean, logvar = out
-    d = F.huber_loss(xy/sigmas[:, None], y/sigmas[:, None], reduction='none').sum(-1)
-    place = (d*known).sum()/known.sum().clamp(min=1)
+    "Masked Huber in sigmas + cross-entropies of correctness and worth + beta KL (a person's KL, by the number of keypoints)."
+    xy, logit, own, mean, logvar = out; a, b, n = xy/sigmas[:, None], y/sigmas[:, None], known.sum().clamp(min=1)
+    place = (F.huber_loss(a, b, reduction='none').sum(-1)*known).sum()/n
+    worth = (F.binary_cross_entropy_with_logits(own, torch.exp(-((a - b)**2).sum(-1)/8).detach(), reduction='none')*known).sum()/n
     judged = known & (x[..., 2] > 0)
     correct = (F.binary_cross_entropy_with_logits(logit, ks, reduction='none')*judged).sum()/judged.sum().clamp(min=1)
     kl = kl_divergence(mean, logvar).mean()
-    return place + correct + beta*kl/x.shape[1], dict(place=place.item(), correct=correct.item(), kl=kl.item())
+    return place + correct + worth + beta*kl/x.shape[1], dict(place=place.item(), correct=correct.item(), worth=worth.item(), kl=kl.item())
 
 # %% ../../nbs/refine/22_vae.ipynb #cea3900a
 def active_units(mean, least:float=.01) -> int: # mean (N,Z)

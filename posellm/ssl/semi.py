@@ -24,9 +24,11 @@ from .paths import harden, joints_of, turned_target
 from .teachers import teach
 from .turn import draw_turn
 from .twin import Twin
-from ..train.fit import Feed, Fit, fingerprint, fitting_augment, run_fit
+from ..train.feed import Feed
+from ..train.fit import Fit, fitting_augment, run_fit
 from ..train.loss import check_finite, check_targets
 from ..train.predict import crops_for, evaluating
+from ..train.resume import fingerprint
 from ..train.state import averaged, load_checkpoint, save_checkpoint
 
 # %% ../../nbs/ssl/09_semi.ipynb #c55567d6

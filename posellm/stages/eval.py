@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['columns', 'load_row', 'image_paths', 'remarks', 'measure_row', 'uses', 'guard', 'same_ground', 'add_differences',
-           'over_seeds', 'sigma_sensitivity', 'table_csv', 'table_tex', 'run_eval', 'eval_inputs']
+           'handed_on', 'over_seeds', 'sigma_sensitivity', 'table_csv', 'table_tex', 'run_eval', 'eval_inputs']
 
 # %% ../../nbs/06_eval.ipynb #c770088d
 import csv, io
@@ -53,7 +53,7 @@ def measure_row(
     ev = evaluate(truth, pred, boxes=f"{row.get('boxes')} boxes")
     ci = bootstrap(ev, n=resamples, seed=seed)
     s, counted = ev.stats, (truth.num_keypoints > 0) & ~truth.iscrowd
-    keep = {k: row.get(k) for k in columns if k in row}
+    keep = {k: row.get(k) for k in (*columns, 'series') if k in row}
     return {**keep, 'n_images': len(truth.images), 'n_people': int(counted.sum()), 'ap': s['AP'], 'ap_lo': ci.lo, 'ap_hi': ci.hi, 'ap50': s['AP50'], 'ap75': s['AP75'], 'ar': s['AR'], 'se': ci.se, 'notes': remarks(ev)}, ev
 
 # %% ../../nbs/06_eval.ipynb #1fcd78e8
@@ -78,7 +78,7 @@ def guard(root, rows:list, truths:list): # rows of all chapters, and the truth o
 # %% ../../nbs/06_eval.ipynb #49cd89d9
 def same_ground(a:dict, b:dict) -> bool:
     "May these two rows be compared?"
-    return all(a.get(k) == b.get(k) for k in ('data', 'split', 'role', 'boxes', 'n_images', 'n_people', 'seed'))
+    return all(a.get(k) == b.get(k) for k in ('data', 'split', 'role', 'boxes', 'n_images', 'n_people', 'seed', 'series'))
 
 def add_differences(table:list, evaluations:list, resamples:int=1000, seed:int=0) -> list:
     "Fill delta, its interval, corrected p and the verdict of every row that has a predecessor."
@@ -92,6 +92,22 @@ def add_differences(table:list, evaluations:list, resamples:int=1000, seed:int=0
         row['p'] = float(p)
         if p > .05: row['verdict'] = 'not shown'
     return table
+
+# %% ../../nbs/06_eval.ipynb #58367f8c
+def handed_on(
+    table:list, evaluations:list, resamples:int=1000, seed:int=0,
+) -> list: # copies of rows with differences of their own; the last one, of all chapters together, has `whole`
+    "The last held-out row of each chapter beside that of the chapter before, and the very last beside the start; verdicts corrected after Holm."
+    held = [i for i, t in enumerate(table) if t['role'] == 'heldout' and not t.get('series')]; held = [i for i in held if same_ground(table[i], table[held[-1]])]
+    picks = sorted({*held[:1], *{table[i]['stage']: i for i in held}.values()})
+    pairs = [*zip(picks, [None, *picks])] + [(picks[-1], picks[0])]*(len(picks) > 2); out, compared = [], []
+    for i, j in pairs:
+        row = {k: v for k, v in table[i].items() if k not in ('delta', 'delta_lo', 'delta_hi', 'verdict', 'p', 'notes')}; out.append(row)
+        if j is None: continue
+        d = paired_bootstrap(evaluations[j], evaluations[i], n=resamples, seed=seed); row.update(delta=d.value, delta_lo=d.lo, delta_hi=d.hi, p=d.p, verdict=d.verdict); compared.append(row)
+    if len(picks) > 2: out[-1]['whole'] = True
+    for row, p in zip(compared, holm([r['p'] for r in compared])): row.update(p=float(p), verdict=row['verdict'] if p <= .05 else 'not shown')
+    return out
 
 # %% ../../nbs/06_eval.ipynb #b79ec093
 def over_seeds(table:list) -> list: # dict each: stage, row, ..., n_seeds, mean, sd, lo, hi

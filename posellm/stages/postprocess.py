@@ -168,11 +168,11 @@ def leave(run:Run, cfg, got, f, meaning, versions, first, steps, judged, seed:in
     if looks: put('fast.json', looks.fast_dict())
     if looks and looks.router: put('router.json', looks.router_dict())
     base, rows = got['val'][2], []
-    def row(name, p, split, role):
+    def row(name, p, split, role, **more):
         file = f"results_{name.replace(' ', '_').replace(',', '')}_{split}.json"; p.save(run.dir/file)
-        rows.append(dict(row=name, results=file, truth=f'../00_data/{split}.json', data=base['data'], split=split, role=role, boxes=base['boxes'], seed=seed, train_seconds=0, people_per_s=base.get('people_per_s'), params=base.get('params'), settings=dict(after=f"{base['stage']}: {base['row']}")))
+        rows.append(dict(row=name, results=file, truth=f'../00_data/{split}.json', data=base['data'], split=split, role=role, boxes=base['boxes'], seed=seed, train_seconds=0, people_per_s=base.get('people_per_s'), params=base.get('params'), settings=dict(after=f"{base['stage']}: {base['row']}"), **more))
     if 'calib' in got: row('post-processed', finish(got['calib'][1], f), 'calib', 'calibration')
-    for name, p in first.items(): row(name, p, 'val', 'heldout')
+    for name, p in first.items(): row(name, p, 'val', 'heldout', series='readings of the maps of stage 1')
     names = list(versions)
     for name in names[:-1]: row(name, versions[name], 'val', 'heldout')
     for name, p in (looks.answers if looks else {}).items(): row(name, p, 'val', 'heldout')

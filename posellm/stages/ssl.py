@@ -26,8 +26,9 @@ from ..ssl.twin import Twin
 from ..ssl.unlabelled import box_people, generated_boxes, hide_labels, images_at, some_images
 from .data import data_of_run, synth_folder
 from .stage1 import ROLES, make_row, stage1_settings, start_model
-from ..train.fit import fingerprint, fit
+from ..train.fit import fit
 from ..train.recipe import Phase, deciding
+from ..train.resume import fingerprint
 
 # %% ../../nbs/02_ssl.ipynb #de93fa2d
 SIZES = dict(tiny=(24, 12, 6), cpu=(800, 200, 200), mps=(800, 1000, 1500)) # labelled people, unlabelled images, steps

@@ -15,7 +15,7 @@ from ..core.log import log
 from ..core.rng import seed_all
 from ..core.run import Run
 from ..data.guard import record_use
-from ..models.zoo import create_model
+from ..models.zoo import TRAINED, create_model, entry
 from .data import data_of_run
 from ..train.augment import Augment
 from ..train.fit import fit
@@ -29,6 +29,8 @@ def stage1_settings(
 ) -> tuple: # (network's name, weights to start from, FitConfig)
     "Settings of this chapter."
     name, start = model or cfg.model, cfg.weights if weights in ('', None) else None if weights == 'none' else weights
+    if weights in ('', None) and start in TRAINED and entry(name).name != TRAINED[start]: # the preset's weights belong to the preset's network
+        log('stage1').info(f'{name} starts from random weights: those of the preset ({start}) belong to {TRAINED[start]}'); start = None
     if model == 'resnet_seed' and not train_recipe: train_recipe = 'seed' # the network and its recipe belong together
     over = dict(batch=cfg.batch, accumulate=cfg.accumulate) if train_recipe in ('', cfg.recipe) else {}
     use_preset = train_recipe in ('', cfg.recipe)

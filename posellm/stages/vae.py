@@ -23,7 +23,7 @@ from ..data.synth import V1
 from ..metrics.calibration import calibrate_on, labelled_pairs
 from ..pose.poses import Poses
 from ..refine.corrupt import corrupt, fit_errors, published_errors
-from ..refine.fitting import clean_copy, fit_prior
+from ..refine.fitting import clean_copy, fit_prior, halves
 from ..refine.judge import replace_nan, tally
 from ..refine.plausible import fit_plausible, true_places
 from ..refine.prior import add_gate, choose_margin, reasons, refine, save_prior
@@ -79,9 +79,9 @@ def fit_on_run(
     "The prior of a run: trained on poses, its promises fixed on what the network really predicted for calib."
     truth, pred = calib; prior = fit_prior(sources, truth, em, cfg, seed)
     trust = calibrate_on(truth, pred) if len(truth) >= 20 else prior.trust; prior = replace(prior, trust=trust)
-    half = np.isin(truth.image_id, np.unique(truth.image_id)[::2]); a, b = (half, ~half) if half.any() and (~half).any() else (np.ones(len(truth), bool),)*2
-    prior = add_gate(prior, truth[a], pred[a]); bad, _ = corrupt(truth, em, seed + 5)
-    prior, table = choose_margin(prior, truth[b], pred[b], clean=clean_copy(truth[b], bad[b], em, seed)); prior.plausible = fit_plausible(prior, true_places(truth[a], pred[a]), pred[a])
+    a, b = halves(truth); prior = add_gate(prior, truth[a], pred[a])
+    clean = [clean_copy(truth[b], corrupt(truth[b], em, seed + i)[0], em, seed + i) for i in (5, 6)]
+    prior, table = choose_margin(prior, truth[b], pred[b], clean=clean); prior.plausible = fit_plausible(prior, true_places(truth[a], pred[a]), pred[a])
     return prior, table
 
 # %% ../../nbs/04_vae.ipynb #0f9e7dc3

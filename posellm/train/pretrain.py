@@ -37,7 +37,7 @@ from ..pose.skeleton import get_skeleton
 from .augment import Augment
 from .callbacks import asked_to_stop
 from .device import autocast, keep_pages, now_mib, one_cv2_thread, pick_device, pick_precision
-from .fit import Feed
+from .feed import Feed
 from .loss import check_finite, get_loss
 from .recipe import FitConfig, param_groups
 from .state import Ema, averaged, load_checkpoint, save_checkpoint

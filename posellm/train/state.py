@@ -30,7 +30,7 @@ class Ema:
     def __init__(self, model, decay:float=.999):
         self.model, self.decay, self.updates = model, decay, 0
         self.shadow = {k: v.detach().clone() for k, v in model.state_dict().items()}
-        self.params = [k for k, _ in model.named_parameters()]
+        self.params = dict.fromkeys(k for k, _ in model.named_parameters())
 
     @torch.no_grad()
     def update(self):
@@ -38,7 +38,8 @@ class Ema:
         self.updates += 1; d = min(self.decay, (1 + self.updates)/(10 + self.updates))
         check_weights(self.model); live = self.model.state_dict()
         torch._foreach_lerp_([self.shadow[k] for k in self.params], [live[k] for k in self.params], 1 - d)
-        for k in self.shadow.keys() - set(self.params): self.shadow[k].copy_(live[k])
+        rest = [k for k in self.shadow if k not in self.params]
+        if rest: torch._foreach_copy_([self.shadow[k] for k in rest], [live[k] for k in rest])
 
     def state_dict(self): return dict(shadow=self.shadow, updates=self.updates)
     def load_state_dict(self, s):

@@ -145,9 +145,10 @@ def plot_stages(
     title:str="",
     width:float=6.,     # inches
 ):                      # -> Picture
-    "AP of every row with its interval; rows measured on training data are drawn hollow and named so."
+    "AP of every row with its interval, from 0 to a little above the highest; rows measured on training data are drawn hollow and named so, calibration rows only where there is nothing else."
     num = lambda v: float(v) if v not in (None, "") else np.nan
     rows = [r for r in rows if np.isfinite(num(r.get("ap")))]
+    rows = [r for r in rows if r.get("role") != "calibration"] or rows
     if not rows: return _empty("no row has an AP yet")
     fig = figure(width, .7 + .26 * len(rows)); ax = fig.subplots()
     for i, r in enumerate(rows):
@@ -157,6 +158,6 @@ def plot_stages(
         ax.annotate(f"{ap:.3f}", (ap, i), xytext=(0, 6), textcoords="offset points", fontsize=7, ha="center")
     name = lambda r: f"{r.get('stage', '')} {r.get('row', '')}".strip() + ("" if r.get("role", "heldout") == "heldout" else f" ({r['role']} data)")
     ax.set_yticks(range(len(rows)), [_plain(name(r)) for r in rows], fontsize=8)
-    ax.set(xlabel="AP (OKS .50:.95)", xlim=(0, 1), ylim=(len(rows) - .3, -.7)); ax.grid(axis="x", alpha=.25)
+    ax.set(xlabel="AP (OKS .50:.95)", xlim=(0, min(1, 1.15 * np.nanmax([[num(r.get("ap")), num(r.get("ap_hi"))] for r in rows]) or 1)), ylim=(len(rows) - .3, -.7)); ax.grid(axis="x", alpha=.25)
     if title: ax.set_title(_plain(title), fontsize=9)
     return fig
