@@ -175,7 +175,7 @@ def leave(run:Run, cfg, got, f, meaning, versions, first, steps, judged, seed:in
     for name, p in first.items(): row(name, p, 'val', 'heldout', series='readings of the maps of stage 1')
     names = list(versions)
     for name in names[:-1]: row(name, versions[name], 'val', 'heldout')
-    for name, p in (looks.answers if looks else {}).items(): row(name, p, 'val', 'heldout')
+    for name, p in (looks.answers if looks else {}).items(): row(name, p, 'val', 'heldout', series='fast or slow')
     row('post-processed', versions[names[-1]], 'val', 'heldout')
     run.save_config(after=f"{base['stage']}: {base['row']}", preset=cfg.name, seed=seed); run.save_rows(rows)
 
