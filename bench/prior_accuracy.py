@@ -32,6 +32,7 @@ from posellm.refine.corrupt import corrupt, published_errors
 from posellm.refine.fitting import clean_copy, fit_prior
 from posellm.refine.plausible import plausibility, roc, true_places
 from posellm.refine.prior import confident_right, load_prior, observation_trust, refine, save_prior, shift_in_sigmas
+from posellm.refine.scale import own_trust
 from posellm.refine.sides import exchanged_people, limb_groups, precision_recall, repairs, without
 from posellm.refine.teach import LearnConfig
 
@@ -146,7 +147,7 @@ def measure(a):
     train, held, val = three_parts(); em = published_errors(val.skeleton); bad, kind = corrupt(val, em, SEED); clean = clean_copy(val, bad, em, SEED); start = time.time()
     real, own = load_prior(a.prior), load_prior(); trust = real.trust; t = trust(bad.conf, np.full(len(bad), 100.)); must = confident_right(val, bad, t); rows = {}
     methods = {'identity': lambda p: p, **fit_baselines(train, held, em, trust)}
-    methods |= {'denoising VAE, real poses': lambda p: refine(p, real, sides=False).poses, 'the same, sides decided first': lambda p: refine(p, real).poses, 'embedded prior (generated poses), map of its own': lambda p: refine(p, own, sides=False).poses}
+    methods |= {'denoising VAE, real poses': lambda p: refine(p, real, sides=False).poses, 'the same, sides decided first': lambda p: refine(p, real).poses, 'embedded prior (generated poses), map of its own': lambda p: refine(p, own, sides=False).poses, 'embedded prior, map learned from the file': lambda p: refine(p, own, own_trust(own, p), sides=False).poses}
     for name, f in methods.items(): rows[name] = measured(val, bad, clean, f(bad), f(clean), must, a.resamples); print(name, {k: round(v, 4) for k, v in rows[name].items()}, flush=True)
     scored = refine(bad, real, rescore=True, sides=False).poses; plain = replace(bad, score=t.mean(1)); rescored = dict(refined=ap(val, scored).stats['AP'], identity=ap(val, plain).stats['AP'])
     p, q = plausibility(real, true_places(val, bad)), plausibility(real, bad); fpr, tpr, area = roc(np.r_[p, q], np.r_[np.ones(len(p)), np.zeros(len(q))]); least = real.plausible['threshold']

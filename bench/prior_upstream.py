@@ -45,7 +45,7 @@ def hidden(truth, before, after, n=1000):
 
 
 def exchanges(val, pv, maps, sides, trust, folds=2):
-    """Pairs the network really exchanged, and how well body, maps and both tell them from the others (AUROC; recall at a precision of 0.95; `both` is fitted on the other half of the images)."""
+    """Pairs the network really exchanged, and how well body, maps and both tell them from all others and from those that are right (AUROC; recall at a precision of 0.95; `both` is fitted on the other half of the images)."""
     m, t, _ = labelled_pairs(val, pv); q, p, sig, P, flip = val[t], pv[m], get_sigmas(val.skeleton), side_pairs(val.skeleton), val.skeleton.flip
     own, other = (keypoint_similarity(x, p.xy, q.area, sig)[:, P] for x in (q.xy, q.xy[:, flip])); apart = np.linalg.norm(q.xy[:, P[:, 0]] - q.xy[:, P[:, 1]], axis=-1) > spread_of(.5)*sig[P[:, 0]]*np.sqrt(q.area)[:, None]
     matters = q.labelled[:, P].all(-1) & apart; wrong = matters & (other > .5).all(-1) & (own < .5).all(-1); out = dict(pairs=int(matters.sum()), exchanged=int(wrong.sum()), people=float((wrong.any(1)).mean()))
@@ -53,12 +53,12 @@ def exchanges(val, pv, maps, sides, trust, folds=2):
     if sides is not None:
         e = observation_trust(p, trust); ratio = sides.ratios(p, e); signs['body'] = np.stack([np.where(masks_of(sides.skeleton)[:, k], ratio, -np.inf).max(1) for k in range(len(P))], 1)
         done = sides.decide(p, e)[0] & matters; out |= dict(repaired=int(done.sum()), rightly=int((done & wrong).sum()))
-    y = wrong[matters]; x = np.stack([np.clip(v[matters], -30, 30) for v in signs.values()], 1)
+    y, right = wrong[matters], (own > .5).all(-1)[matters]; x = np.stack([np.clip(v[matters], -30, 30) for v in signs.values()], 1)
     if len(signs) > 1:
         fold = np.unique(q.image_id, return_inverse=True)[1] % folds; fold = np.broadcast_to(fold[:, None], matters.shape)[matters]; both = np.zeros(len(y))
         for i in range(folds): w = logistic_fit(x[fold != i], y[fold != i]*1., ridge=1.); both[fold == i] = x[fold == i] @ w[:-1] + w[-1]
         signs['both'] = both; x = np.c_[x, both]
-    return out | {n: dict(auroc=roc(x[:, i], y)[2], recall_at_95=cut(x[:, i], y)) for i, n in enumerate(signs)}
+    return out | {n: dict(auroc=roc(x[:, i], y)[2], auroc_against_right=roc(x[y | right, i], y[y | right])[2], recall_at_95=cut(x[:, i], y)) for i, n in enumerate(signs)}
 
 
 def cut(score, event, least=.95):

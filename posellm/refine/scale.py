@@ -9,11 +9,26 @@ __all__ = ['own_trust']
 from dataclasses import replace
 
 import numpy as np
+from scipy.optimize import brentq, minimize
 
-from ..metrics.calibration import Calibrator, isotonic, logistic_fit
+from ..metrics.calibration import Calibrator
 from ..pose.poses import Poses
 from .frame import missing
 from .prior import Prior, read_people
+
+# %% ../../nbs/refine/26_scale.ipynb #5ca1e0a7
+def _logit(p): p = np.clip(np.nan_to_num(p), .01, .99); return np.log(p/(1 - p))
+
+def _sigmoid(v): return 1/(1 + np.exp(-np.clip(v, -30, 30)))
+
+def _slope(x, ratio, usual=.5, pull=1e-3): # (n,) logits of confidences, (n,) likelihood ratios -> slope, 0 or more
+    "Slope of the most likely logistic map, drawn a little to what networks usually have."
+    def cost(w): s = _sigmoid(w[0]*x + w[1]); return -np.log(s*ratio + 1 - s).mean() + pull*(w[0] - usual)**2
+    return max(0., float(minimize(cost, [usual, 1.]).x[0]))
+
+def _level(v, mean): # intercept
+    "What has to be added to the logits `v` for their probabilities to have this mean."
+    return float(brentq(lambda b: _sigmoid(v + b).mean() - mean, -40, 40))
 
 # %% ../../nbs/refine/26_scale.ipynb #91e2c50c
 def own_trust(
@@ -25,7 +40,6 @@ def own_trust(
     p = poses if len(poses) <= most else poses[np.linspace(0, len(poses) - 1, most).astype(int)]; here = ~missing(p)
     if here.sum() < least: return None
     r = read_people(prior, replace(p, cov=None), trust=lambda conf, size: np.full(conf.shape, level))
-    judged = np.interp(r.correct, *prior.gate.honest) if prior.gate else r.correct; conf = np.clip(p.conf[here], 0, 1); logit = lambda v: np.log(np.clip(v, 1e-4, 1 - 1e-4)/(1 - np.clip(v, 1e-4, 1 - 1e-4)))
-    flat = np.ptp(conf) < 1e-6; w = np.array([0., logistic_fit(np.zeros((len(conf), 1)), judged[here])[-1]]) if flat else logistic_fit(logit(conf)[:, None], judged[here])
-    if w[0] < 0: w = np.array([0., logit(judged[here].mean())]) # confidences that say nothing
-    return Calibrator('logistic', 'ks', poses.skeleton.name, np.tile([w[0], 0., w[1]], (poses.K, 1)), 0., [()]*poses.K, np.full(poses.K, int(here.sum()/poses.K)), dict(source='the file itself', people=len(p)))
+    judged = (np.interp(r.correct, *prior.gate.honest) if prior.gate else r.correct)[here]; x = _logit(p.conf[here])
+    slope = 0. if np.ptp(x) < 1e-6 else _slope(x, np.exp(_logit(r.correct[here]) - _logit(level))); start = _level(slope*x, judged.mean())
+    return Calibrator('logistic', 'ks', poses.skeleton.name, np.tile([slope, 0., start], (poses.K, 1)), 0., [()]*poses.K, np.full(poses.K, int(here.sum()/poses.K)), dict(source='the file itself', people=len(p)))
