@@ -1,4 +1,4 @@
-"What went wrong, unnoticed, in other people's training loops, and must not here."
+"What went wrong, unnoticed, in other people's training loops, and must not here. (An ensemble of one, and points that a member lacks: test_refine.)"
 import gc
 import logging
 from dataclasses import replace
@@ -15,6 +15,7 @@ from posellm.data.crops import CropStore
 from posellm.train.augment import Augment, draw_views
 from posellm.train.feed import Feed
 from posellm.train.fit import Fit, fit
+from posellm.train.hardware import Machine, has_bf16, resolve
 from posellm.train.loss import NotFinite
 from posellm.train.resume import RETRIES
 from posellm.train.state import check_weights, load_checkpoint
@@ -166,3 +167,25 @@ def test_a_killed_writer_leaves_nothing_behind(tmp_path):
     fit(net(), people(), None, settings((0, 1), **SHORT), tmp_path, read=drawn)
     assert not list(tmp_path.glob('.*tmp~')) and (tmp_path/'mine.txt').is_file()
     assert load_checkpoint(tmp_path/'last.ckpt')['step'] == 1
+
+
+def test_a_full_memory_is_said_under_all_its_names_and_nothing_is_tried_with_another_batch(tmp_path, monkeypatch):
+    "cuDNN's internal error is often a full memory in disguise; a batch that was chosen is not replaced by a default."
+    sizes, batch = [], Feed.batch
+    def full(self, host):
+        sizes.append(len(host['rows']))
+        if len(sizes) == 3: raise RuntimeError('cuDNN error: CUDNN_STATUS_INTERNAL_ERROR')
+        return batch(self, host)
+    monkeypatch.setattr(Feed, 'batch', full)
+    with pytest.raises(PoseError) as e: fit(net(), people(), None, settings((0, 4), **SHORT), tmp_path, read=drawn)
+    for word in ('memory is full', '4 people', 'CUDNN_STATUS_INTERNAL_ERROR', 'halve batch'): assert word in str(e.value), word
+    assert sizes == [4, 4, 4] and load_checkpoint(tmp_path/'last.ckpt')['step'] <= 2
+
+
+def test_emulated_bf16_does_not_count(monkeypatch):
+    "A T4 answers yes when it is asked whether it supports bf16, and computes in it slowly."
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation=True: including_emulation)
+    assert not has_bf16('cuda')
+    p, notes = resolve('rtx4060', Machine('cuda', 'Tesla T4', 15., has_bf16('cuda'), 4))
+    assert p.precision == 'fp16' and any('emulation' in n for n in notes)

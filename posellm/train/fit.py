@@ -24,7 +24,7 @@ from ..data.crops import prefetch
 from ..metrics.ap import evaluate
 from .augment import Augment
 from .callbacks import Journal, Meter, asked_to_stop
-from .device import fabric_for, keep_pages, one_cv2_thread, peak_mib, pick_device, pick_precision
+from .device import fabric_for, keep_pages, memory_said, one_cv2_thread, peak_mib, pick_device, pick_precision
 from .feed import Feed, sources_for
 from .hardware import Fp16Watch
 from .loss import NotFinite, check_finite, check_targets, get_loss
@@ -41,8 +41,7 @@ class History:
     history: list = field(default_factory=list) # one line per validation
     best: dict = field(default_factory=dict) # the line whose weights were kept
     seconds: float = 0. # training alone, without validation
-    steps: int = 0
-    peak_mib: float = 0.
+    steps: int = 0; peak_mib: float = 0.
     stopped: str = '' # why training ended before its time
 
 Judged = namedtuple('Judged', 'people truth store') # those who can be predicted, everybody, their crops
@@ -71,9 +70,8 @@ class Fit(Resumable):
         n, B = len(self.feed.store), cfg.batch*cfg.accumulate
         self.lengths = [p.length(n, B) for p in cfg.phases]; self.total = sum(self.lengths); self.epoch_steps = n/B
         self.step, self.seconds, self.best, self.rows, self.history, self.opt, self.phase = 0, 0., None, [], [], None, None
-        self.kept, self.good = None, None # best weights and last good state, when there is no folder to keep them in
+        self.kept, self.good, self.stopped = None, None, '' # best weights and last good state when there is no folder; why training ended before its time
         self.slower, self.trips, self.meter = 1., 0, Meter(self.device) # factor of the learning rate, returns to the last good state in a row, means for the progress line
-        self.stopped = '' # why training ended before its time
 
 # %% ../../nbs/train/08_fit.ipynb #e84f267b
 def _learnable(people, what='training'): # those with a box and a labelled keypoint
@@ -242,7 +240,7 @@ def fit(
 def run_fit(job, resume:bool=False) -> History: # job: Fit, or a kin of it with another `backward`
     "Run a job to its end and leave the network with its best weights."
     keep_pages()
-    with torch.random.fork_rng(devices=[]), one_cv2_thread(), asked_to_stop() as stop:
+    with torch.random.fork_rng(devices=[]), one_cv2_thread(), memory_said(job.cfg.batch), asked_to_stop() as stop:
         if job.dir is not None: sweep(job.dir)
         if resume and (job.dir/'last.ckpt').is_file(): job.load()
         if job.step == 0 and not job.rows: job.add_row('unchanged')
