@@ -2477,6 +2477,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'posellm.refine.maps._one': ('refine/maps.html#_one', 'posellm/refine/maps.py'),
                                      'posellm.refine.maps._share': ('refine/maps.html#_share', 'posellm/refine/maps.py'),
                                      'posellm.refine.maps._sum': ('refine/maps.html#_sum', 'posellm/refine/maps.py'),
+                                     'posellm.refine.maps._window': ('refine/maps.html#_window', 'posellm/refine/maps.py'),
                                      'posellm.refine.maps.bands': ('refine/maps.html#bands', 'posellm/refine/maps.py'),
                                      'posellm.refine.maps.cell_size': ('refine/maps.html#cell_size', 'posellm/refine/maps.py'),
                                      'posellm.refine.maps.common_sigma': ('refine/maps.html#common_sigma', 'posellm/refine/maps.py'),
