@@ -2841,6 +2841,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'posellm/stages/postprocess.py'),
                                             'posellm.stages.postprocess._cost': ( 'postprocess_llm.html#_cost',
                                                                                   'posellm/stages/postprocess.py'),
+                                            'posellm.stages.postprocess._prior_of': ( 'postprocess_llm.html#_prior_of',
+                                                                                      'posellm/stages/postprocess.py'),
                                             'posellm.stages.postprocess._substitute': ( 'postprocess_llm.html#_substitute',
                                                                                         'posellm/stages/postprocess.py'),
                                             'posellm.stages.postprocess.fast_answers': ( 'postprocess_llm.html#fast_answers',
