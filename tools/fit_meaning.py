@@ -101,7 +101,7 @@ def step_rows(steps): # a table of finishing
 
 def page(d) -> str:
     "bench/results/facts.md, from the figures."
-    ap, lim, vis, mir, sp = d['ap'], d['limits'], d['visibility'], d['mirror'], read_json(RESULTS / 'facts_speed.json')[-1]['measures']['facts of people']
+    ap, lim, vis, mir, sp = d['ap'], d['limits'], d['visibility'], d['mirror'], read_json(RESULTS / 'facts_speed.json')[0]['measures']['facts of people']
     seen = ' / '.join(f"{k} {v[0]:.2f} / {v[1]:.2f}" if v[0] is not None else f'{k} none' for k, v in vis.items())
     lines = ['# What is said of people, and how much of it is true', '', f"{d['date']}, {d['cpu']}, machine shared with other work. Written by `python tools/fit_meaning.py WEIGHTS SYNTH PHOTOS` from `facts.json`; speed: `python bench/run.py facts_speed`.",
              "Facts are held against the generator's exact joints (image plane) and bodies in space (posture, facing, gait) by `explain.judge`, which shares no formula with the measuring. Recall counts every instance whose joints are in the frame, withheld ones included.", '',

@@ -154,18 +154,21 @@ class Estimator:
         notes = [n for n in (self.boxes.note, self.honesty) if n]
         return Result(name, image, poses, self.boxes.source, self.name, '; '.join(notes) or None, self.meaning, self.second and self.second.meaning, self.finish and self.finish.visibility, routed, frame, self.by)
 
-    def _answered(self, people, image, box_score): # Poses, (N,) bool of who was looked at again, or None; joints stay where they are: facts may need one that is outside
-        from posellm.metrics.calibration import recalibrated
-        from posellm.metrics.oks import oks_nms_index
-        from posellm.train.predict import predict_poses
-        look = dict(device=self.device, read=lambda rec: image, workers=0); p, routed = predict_poses(self.model, people, flip=self.flip, **look), None
-        if self.finish is None: return p, None
-        p = recalibrated(p, self.finish.calibrator)
-        if self.second: p, routed = self.second(p, people, **look)
-        p = replace(p, score=p.conf.mean(1)*box_score); keep = oks_nms_index(p, self.finish.nms)
-        return p[keep], None if routed is None else routed[keep]
-
     def __call__(self, source): return results_for(self, source)
+
+# %% ../../nbs/app/00_estimator.ipynb #da63cd60
+def _answered(self:Estimator, people, image, box_score): # Poses, (N,) bool of who was looked at again, or None; joints stay where they are: facts may need one that is outside
+    from posellm.metrics.calibration import recalibrated
+    from posellm.metrics.oks import oks_nms_index
+    from posellm.train.predict import predict_poses
+    look = dict(device=self.device, read=lambda rec: image, workers=0); p, routed = predict_poses(self.model, people, flip=self.flip, **look), None
+    if self.finish is None: return p, None
+    p = recalibrated(p, self.finish.calibrator)
+    if self.second: p, routed = self.second(p, people, **look)
+    p = replace(p, score=p.conf.mean(1)*box_score); keep = oks_nms_index(p, self.finish.nms)
+    return p[keep], None if routed is None else routed[keep]
+
+Estimator._answered = _answered
 
 # %% ../../nbs/app/00_estimator.ipynb #8ea4fa1d
 def results_for(self:Estimator, source): # image, path, folder, video, address, or a list of them

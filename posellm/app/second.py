@@ -71,7 +71,7 @@ def open_second(run, share:float, model=None) -> SecondLook:
     from posellm.refine.prior import load_prior
     if not 0 < share <= 1: raise PoseError('not a share of people', field='budget', found=share, allowed='above 0, at most 1')
     folder = Path(str(run))/'05_postprocess_llm'
-    if not (folder/'router.json').is_file(): raise PoseError('nothing has been learned about who deserves a second look', file=folder/'router.json', field='budget', found=share, todo='give a run folder in which chapters 01 and 03 to 05 were run, or leave the budget out')
+    if not (folder/'router.json').is_file(): raise PoseError('nothing has been learned about who deserves a second look', file=None if run is None else folder/'router.json', field='budget', found=share, todo='give a run folder in which chapters 01 and 03 to 05 were run, or leave the budget out')
     d = read_json(folder/'router.json', 'a router')
     if not isinstance(d, dict) or d.get('schema') != 1: raise PoseError('unknown schema version of a router', file=folder/'router.json', field='schema', found=d.get('schema') if isinstance(d, dict) else type(d).__name__, allowed=1)
     prior = load_prior(run) if (Path(run)/'04_vae'/'prior.json').is_file() else None

@@ -104,6 +104,7 @@ def facing_of(
 
 def activity_of(activity:str) -> str: return dict(walk='walking', run='running').get(activity, 'other')
 
+# %% ../../nbs/explain/05_judge.ipynb #d9276424
 def known_people(poses): # exact (N,17,2) image pixels, {'posture': (N,), ...} names, (N,2) width and height
     "What generated people's labels know of their bodies."
     table = poses.image_table(); rows = [_known(e, table[int(i)]) for e, i in zip(poses.extra, poses.image_id)]

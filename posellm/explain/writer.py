@@ -36,7 +36,7 @@ def _sentence(*clauses): # of (text, ids): one sentence that rests on the facts 
 # %% ../../nbs/explain/07_writer.ipynb #d1dbbba8
 ARM_RULES = ( # facts needed, subject, of one, of both
     ('S_arm.elevation:up S_wrist.height.nose:above S_elbow.bend:straight', 'arm', 'is stretched up', 'are stretched up'),
-    ('S_wrist.height.nose:above', 'hand', 'is raised above eye level', 'are raised above eye level'),
+    ('S_wrist.height.nose:above', 'hand', 'is raised above the face', 'are raised above the face'),
     ('S_wrist.distance.nose:close', 'hand', 'is near the face', 'are near the face'),
     ('S_wrist.height.S_shoulder:above', 'hand', 'is raised above shoulder height', 'are raised above shoulder height'),
     ('S_arm.elevation:level S_arm.sense:image left S_elbow.bend:straight', 'arm', 'is stretched out to the image left', 'are stretched out to the image left'),
@@ -45,7 +45,7 @@ ARM_RULES = ( # facts needed, subject, of one, of both
     ('S_arm.elevation:level S_arm.sense:image right', 'arm', 'is held out to the image right', 'are held out to the image right'),
     ('S_wrist.distance.S_ankle:close', 'hand', 'reaches down to the ankle', 'reach down to the ankles'),
     ('S_wrist.distance.S_knee:close', 'hand', 'is near the knee', 'are near the knees'),
-    *((f'S_wrist.crossing:crossed left_shoulder.across.right_shoulder:{w}', 'hand', 'is on the other side of the body in the image', 'are on the other side of the body in the image') for w in ('image left', 'image right')), # not for people seen from the side
+    *((f'S_wrist.crossing:crossed left_shoulder.across.right_shoulder:{w}', 'hand', 'is across the middle of the body in the image', 'are across the middle of the body in the image') for w in ('image left', 'image right')), # not for people seen from the side
     ('S_wrist.distance.O_elbow:close', 'hand', 'is near the O elbow', 'are near the opposite elbows'),
     ('S_wrist.distance.S_shoulder:close', 'hand', 'is near the shoulder', 'are near the shoulders'),
     ('S_wrist.distance.S_hip:close S_elbow.bend:bent', 'hand', 'is near the hip with the elbow bent', 'are near the hips with the elbows bent'),

@@ -140,13 +140,18 @@ def learn_looks(run:Run, got:dict, f:Finish, share:float=.3, n:int=1000): # Look
     looks = Looks(first, fit_facts(truth, one['calib'], true=true, name=f'{run.name}, stage 1'), row['settings'].get('flip', True), answers={'stage 1 alone, finished': one['val']})
     two = {s: recalibrated(p, f.calibrator) if (p := in_order(got[s][0], got[s][1])) is not None else None for s in got}
     if any(p is None for p in two.values()): return looks
-    prior = load_prior(run.root) if (run.other('04_vae')/'prior.json').is_file() else None; known = {s: fast_signals(p, prior) for s, p in one.items()}
+    prior = _prior_of(run); known = {s: fast_signals(p, prior) for s, p in one.items()}
     try: looks.router, _ = fit_router(known['calib'], worth(oks_of(truth, one['calib']), oks_of(truth, two['calib']), one['calib'].score), truth.image_id)
     except PoseError as e: log('postprocess').info(f'no router: {e}'); return looks
     looks.prior = prior is not None; looks.measured, looks.answers[f'routed: {share:.0%} looked at twice'] = measure_looks(got['val'][0], one['val'], two['val'], looks.router, lambda: fast_signals(one['val'], prior), _cost(run, got), share, n)
     return looks
 
 # %% ../../nbs/05_postprocess_llm.ipynb #355b2f91
+def _prior_of(run): # the run's own, or None
+    if not (run.other('04_vae')/'prior.json').is_file(): return None
+    try: return load_prior(run.root)
+    except PoseError as e: log('postprocess').warning(f'{e}. The router does without it.'); return None
+
 def _cost(run, got): # seconds a person of the slow answer above the fast one
     rows = [r for c in ('03_ensemble', '01_stage1') for r in read_rows(run.other(c)) if r['split'] == 'val' and r['row'] != 'uniform' and r.get('people_per_s')]; fused = [r for r in rows if r['row'] == 'fused']
     if not fused: return 1/(rows[-1]['people_per_s'] if rows else 100.)
