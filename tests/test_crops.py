@@ -162,3 +162,26 @@ def test_pictures_that_are_turned_or_no_jpeg_are_read_whole(tmp_path):
     from posellm.data.images import read_reduced
     im = np.full((40, 60, 3), 90, np.uint8); cv2.imwrite(str(tmp_path/'a.png'), im)
     assert read_reduced(tmp_path/'a.png', 4)[1] == 1 and read_reduced(tmp_path/'a.png', 4)[0].shape == (40, 60, 3)
+
+
+@pytest.mark.parametrize('name, turn', [('large.jpg', False), ('large.png', False), ('turned.jpg', True)])
+def test_pieces_of_large_and_small_people_show_what_coordinates_say(name, turn, tmp_path):
+    "One photograph, a person of its whole height and one a tenth as tall: both lie where they should in pieces, whatever was halved on the way."
+    from posellm.data.pieces import PieceStore
+    w, h = 1603, 1201; boxes = [[100, 40, 700, 1120], [1200, 500, 60, 110]]; at = [np.array([[x + f*bw, y + g*bh] for f, g in ((.3, .3), (.5, .6), (.7, .8))]) for x, y, bw, bh in boxes]
+    image = np.zeros((h, w, 3), np.uint8)
+    for (x, y, bw, bh), points in zip(boxes, at):
+        for p in points: cv2.circle(image, tuple(np.round(p*16).astype(int).tolist()), int(bh*16/28), (255,)*3, -1, cv2.LINE_AA, 4)
+    path = tmp_path/name; cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    if turn:
+        from PIL import Image
+        im = Image.fromarray(np.ascontiguousarray(np.rot90(image))); exif = im.getexif(); exif[274] = 6; im.save(path, exif=exif, quality=95)
+    anns = [dict(id=i + 1, image_id=1, category_id=1, keypoints=np.c_[np.tile(p, (6, 1))[:17], np.full(17, 2)].ravel().tolist(), num_keypoints=17, bbox=b, area=100., iscrowd=0) for i, (b, p) in enumerate(zip(boxes, at))]
+    p = Poses.from_coco(dict(images=[dict(id=1, file_name=name, path=str(path), width=w, height=h)], annotations=anns, categories=[dict(id=1, name='person')]), skeleton='coco17')
+    store = PieceStore.make(p, HW, cache=tmp_path/'cache'); big, small = (s.shape for s in store.pixels)
+    assert big[0] < 2*store_hw(HW)[0] + 8 and small[0] < 260 # large people are halved, small ones are not enlarged
+    v = views(Augment.none(), store, range(2)); shown = render_cpu([store.pixels[i] for i in range(2)], store.to_store, v, HW)[..., 0].astype(float)
+    for i in range(2):
+        for k in range(3):
+            x, y = np.round(v.xy[i, k]).astype(int); part = shown[i, y - 6:y + 7, x - 6:x + 7]; b, a = np.indices(part.shape)
+            assert np.hypot((part*a).sum()/part.sum() - 6 + x - v.xy[i, k, 0], (part*b).sum()/part.sum() - 6 + y - v.xy[i, k, 1]) < .25

@@ -174,3 +174,15 @@ def test_the_gallery_works_in_a_browser(tmp_path):
         assert out['high'] < 3 and out['reset'] == 3 and out['routed'] == 1, out
         assert (out['first'], out['second'], out['back']) == ('c1', 'c2', 'c1') and out['open'] == 2 and out['bones'] == 0, out
         assert out['wide'] and out['broken'] == 0, out
+
+
+def test_the_page_of_facts_says_what_was_measured():
+    "bench/results/facts.md and README's row are written by the tool from facts.json, not by hand."
+    import importlib.util
+    from posellm.core.files import read_json
+    from posellm.core.paths import root
+    if not (root() / 'tools' / 'fit_meaning.py').is_file(): pytest.skip('needs the clone')
+    spec = importlib.util.spec_from_file_location('fit_meaning', root() / 'tools' / 'fit_meaning.py'); tool = importlib.util.module_from_spec(spec); spec.loader.exec_module(tool)
+    d = read_json(root() / 'bench' / 'results' / 'facts.json')
+    assert (root() / 'bench' / 'results' / 'facts.md').read_text(encoding='utf8') == tool.page(d) and tool.readme_row(d) in (root() / 'README.md').read_text(encoding='utf8').split('\n')
+    assert d['predictions'][0]['precision'] >= .97 and d['mirror']['images'] >= .98 and min(r['recall'] for r in d['labels']) >= .6 and min(r['precision'] for r in d['labels']) >= .97

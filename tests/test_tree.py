@@ -119,6 +119,17 @@ def test_numpy_packages_do_not_import_torch():
             assert not bad, f'{path.relative_to(ROOT)}:{bad[0]} imports torch'
 
 
+@pytest.mark.parametrize('path', notebooks(), ids=lambda p: p.stem)
+def test_imports_of_examples_stand_in_cells_of_their_own(path):
+    "The site runs every cell that imports, so what stands beside an import is run without the cells above it."
+    for i, c in enumerate(json.loads(path.read_text('utf8'))['cells']):
+        s = ''.join(c['source'])
+        if c['cell_type'] != 'code' or re.search(r'^#\|\s*(export|hide)', s, re.M): continue
+        try: body = ast.parse(s).body
+        except SyntaxError: continue # a magic
+        n = sum(isinstance(b, (ast.Import, ast.ImportFrom)) for b in body); assert n in (0, len(body)), f'{path.relative_to(ROOT)}, cell {i}: imports and other code'
+
+
 def test_no_star_imports():
     for path in modules():
         assert not [n for n, _, _ in imports(path) if n.endswith('.*')], f'{path.relative_to(ROOT)} has a star import, which hides undefined names'

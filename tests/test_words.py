@@ -1,4 +1,5 @@
 """Words: held-out sentences, attempts to slip something past the verifier, mirror images, servers that exist and servers that misbehave."""
+import contextlib
 import importlib.util
 import json
 import os
@@ -22,7 +23,7 @@ from posellm.explain.client import ServerModel
 from posellm.explain.asking import Asker
 from posellm.explain.facts import find_facts
 from posellm.explain.grammar import readings
-from posellm.explain.llm import open_writer, question, tell
+from posellm.explain.llm import Teller, open_writer, question, tell
 from posellm.explain.meaning import index
 from posellm.explain.schema import CATEGORIES, category, compare, make_fact, mirrored, mirrored_key
 from posellm.explain.verify import verify, verify_sentence
@@ -241,30 +242,69 @@ def make_tiny(folder):
     tok.save_pretrained(folder)
 
 
-@pytest.mark.slow
-def test_transformers_serve(tmp_path):
-    "A real OpenAI-compatible server on loopback, with a model made on the spot: it answers, its babble is dropped, the writer stands in."
+def make_seeing(folder):
+    "The same behind CLIP's encoder, as small as it comes: a picture becomes four tokens."
+    import torch
+    import transformers as tf
+    make_tiny(folder)
+    tok = tf.AutoTokenizer.from_pretrained(folder)
+    tok.add_special_tokens(dict(additional_special_tokens=['<image>']))
+    tok.chat_template = "{% for m in messages %}{{ m['role'] }}: {% if m['content'] is string %}{{ m['content'] }}{% else %}{% for p in m['content'] %}{% if p['type'] == 'image' %}<image>{% else %}{{ p['text'] }}{% endif %}{% endfor %}{% endif %}\n{% endfor %}assistant: "
+    eyes = tf.CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=16, projection_dim=32)
+    mouth = tf.LlamaConfig(vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=8192, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    torch.manual_seed(0)
+    net = tf.LlavaForConditionalGeneration(tf.LlavaConfig(vision_config=eyes, text_config=mouth, image_token_index=tok.convert_tokens_to_ids('<image>'), image_seq_length=4))
+    net.generation_config.eos_token_id = net.generation_config.pad_token_id = 0
+    net.save_pretrained(folder)
+    pictures = tf.CLIPImageProcessor(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
+    tf.LlavaProcessor(pictures, tok, patch_size=16, vision_feature_select_strategy='default', chat_template=tok.chat_template, num_additional_image_tokens=1).save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def served(model, log_file):
+    "`transformers serve` on loopback: the base address."
     for m in ('transformers', 'fastapi', 'uvicorn'):
         if importlib.util.find_spec(m) is None: pytest.skip(f'{m} is not installed: pip install "transformers[serving]"')
     from transformers.utils.import_utils import is_serve_available
     if not is_serve_available(): pytest.skip('pip install "transformers[serving]"')
-    make_tiny(tmp_path / 'tiny')
     s = socket.socket()
     s.bind(('127.0.0.1', 0))
     port = s.getsockname()[1]
     s.close()
-    log = open(tmp_path / 'log', 'w')
-    p = subprocess.Popen([sys.executable, '-m', 'transformers.cli.transformers', 'serve', str(tmp_path / 'tiny'), '--host', '127.0.0.1', '--port', str(port), '--device', 'cpu'], env=dict(os.environ, HF_HUB_OFFLINE='1'), stdout=log, stderr=log)
+    log = open(log_file, 'w')
+    p = subprocess.Popen([sys.executable, '-m', 'transformers.cli.transformers', 'serve', str(model), '--host', '127.0.0.1', '--port', str(port), '--device', 'cpu'], env=dict(os.environ, HF_HUB_OFFLINE='1'), stdout=log, stderr=log)
     try:
         until = time.time() + 120
         while time.time() < until:
             try: socket.create_connection(('127.0.0.1', port), 1).close(); break
-            except OSError: time.sleep(.5); assert p.poll() is None, (tmp_path / 'log').read_text()[-2000:]
-        asker = open_writer(f'http://127.0.0.1:{port}/v1', str(tmp_path / 'tiny'), cache=tmp_path / 'cache', timeout=120, max_tokens=40)
-        got = tell([FACTS, FACTS[:20]], asker)
-        print(got[0].text.note, asker.meter)
-        assert asker.meter.asked == 2 and asker.meter.failed == 0 and asker.meter.tokens_out > 0 and not asker.meter.estimated
-        assert all(t.fallback and t.verified is not None or 'no sentences' in t.text.note for t in got) and str(got[0].text) == str(write(FACTS))
+            except OSError: time.sleep(.5); assert p.poll() is None, log_file.read_text()[-2000:]
+        yield f'http://127.0.0.1:{port}/v1'
     finally:
         p.terminate()
         p.wait(20)
+        log.close()
+
+
+@pytest.mark.slow
+def test_transformers_serve(tmp_path):
+    "A real OpenAI-compatible server on loopback, with a model made on the spot: it answers, its babble is dropped, the writer stands in."
+    make_tiny(tmp_path / 'tiny')
+    with served(tmp_path / 'tiny', tmp_path / 'log') as url:
+        asker = open_writer(url, str(tmp_path / 'tiny'), cache=tmp_path / 'cache', timeout=120, max_tokens=40)
+        got = tell([FACTS, FACTS[:20]], asker)
+        assert asker.meter.asked == 2 and asker.meter.failed == 0 and asker.meter.tokens_out > 0 and not asker.meter.estimated
+        assert all(t.fallback and t.verified is not None or 'no sentences' in t.text.note for t in got) and str(got[0].text) == str(write(FACTS))
+
+
+@pytest.mark.slow
+def test_transformers_serve_sees_the_crop(tmp_path):
+    "The crop reaches a model that sees, behind a real server: the question grows by the tokens of one picture."
+    make_seeing(tmp_path / 'seeing')
+    crop, tokens = np.random.default_rng(0).integers(0, 256, (120, 80, 3), np.uint8), {}
+    with served(tmp_path / 'seeing', tmp_path / 'log') as url:
+        for sees in (False, True):
+            teller = Teller(open_writer(url, str(tmp_path / 'seeing'), timeout=120, max_tokens=20, sees=sees), crops=sees)
+            text = teller.many([FACTS], ['The person'], [crop])[0]
+            assert teller.asker.meter.asked == 1 and teller.asker.meter.failed == 0 and str(text) == str(write(FACTS))
+            tokens[sees] = teller.asker.meter.tokens_in
+    assert tokens[True] == tokens[False] + 4

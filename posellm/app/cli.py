@@ -162,6 +162,7 @@ def predict(
     boxes: Annotated[str, typer.Option(metavar='auto|whole|FILE|DETECTOR', help='Where the boxes of people come from.')] = 'auto',
     device: Annotated[str, typer.Option(help='auto, cpu, cuda or mps.')] = 'auto',
     flip: Annotated[bool, typer.Option('--flip/--no-flip', help='Average with the mirrored image.')] = True,
+    budget: Annotated[Optional[float], typer.Option(metavar='SHARE', help='Share of people (0 to 1) who may get a second, slower look by the fused networks and the prior of the run in --weights; the router of its chapter 05 chooses whom it helps. Off by default: that chapter says whether it pays.')] = None,
     pictures: Annotated[bool, typer.Option('--pictures/--no-pictures', help='Draw the people over each image and write the gallery.')] = True,
     url: Annotated[bool, typer.Option('--url', help='Sources may be addresses: they are fetched.')] = False,
     every: Annotated[int, typer.Option(min=1, metavar='N', help='Of a video: one frame in N.')] = 1,
@@ -171,7 +172,7 @@ def predict(
     from posellm.app.estimator import Estimator, sources_of
     from posellm.app.gallery import save_results
     paths = sources_of(source, url)
-    est, texts = Estimator(model or weights, boxes=boxes, stage=stage, device=device, flip=flip, weights=weights if model else None, urls=url), []
+    est, texts = Estimator(model or weights, boxes=boxes, stage=stage, device=device, flip=flip, weights=weights if model else None, urls=url, budget=budget), []
     def seen(results):
         for r in results: texts.append(str(r) if len(paths) == 1 and r.frame is None else f'{r.file}{"" if r.frame is None else f" frame {r.frame}"}: {len(r)} {"person" if len(r) == 1 else "people"}. {r.text}'); yield r
     got = save_results(seen(est.stream(paths, every)), out, pictures, skipped=est.skipped)

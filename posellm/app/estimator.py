@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['weights_known', 'images_known', 'videos_known', 'EMBEDDED', 'people_from_boxes', 'open_model', 'is_url', 'is_video',
-           'list_images', 'sources_of', 'fetch_image', 'learned_finish', 'honest_note', 'Estimator', 'stream', 'video']
+           'list_images', 'sources_of', 'fetch_image', 'learned_finish', 'honest_note', 'Estimator', 'results_for',
+           'stream', 'video']
 
 # %% ../../nbs/app/00_estimator.ipynb #99dba212
 import tempfile
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .result import Result
+from .second import open_second
 from ..core.errors import PoseError
 from ..core.files import read_json
 from ..core.log import Progress, log
@@ -107,9 +109,10 @@ def fetch_image(
 # %% ../../nbs/app/00_estimator.ipynb #0e859c7f
 EMBEDDED = 'posellm-synth-s'
 
-def learned_finish(source, name:str): # Finish or None, Meaning or None
+def learned_finish(source, name:str, stage:str=None): # Finish or None, Meaning or None
     "What was learned for these weights about their confidences."
     folder = Path(str(source))/'05_postprocess_llm' if source is not None else None
+    if folder is not None and (folder/'fast.json').is_file() and stage in (None, '01_stage1'): d = read_json(folder/'fast.json'); return Finish.from_dict(d['finish']), Meaning.from_dict(d['meaning'])
     if folder is not None and (folder/'finish.json').is_file(): return Finish.from_dict(read_json(folder/'finish.json')), Meaning.from_dict(read_json(folder/'meaning.json'))
     if name == EMBEDDED and (assets()/'finish.json').is_file(): return Finish.from_dict(read_json(assets()/'finish.json')), None
     return None, None
@@ -133,6 +136,7 @@ class Estimator:
         weights=None, # file for the network named by `source`, such as an official .pth
         urls:bool=False, # may fetch addresses
         by=None, # who writes: function of (facts, who, crop) that gives a Text; None: the writer
+        budget:float=None, # share of people who may get a second, slower look by the run's fused networks and its prior; None: nobody
     ):
         import torch
         self.model, self.name = open_model(source, stage, device, weights)
@@ -140,36 +144,46 @@ class Estimator:
         self.device, self.flip, self.urls, self.by = (auto if device == 'auto' else device), flip and self.model.spec.skeleton.flip is not None, urls, by
         self.model.to(self.device).eval(); self.skipped = []
         self.boxes = boxes if isinstance(boxes, PersonBoxes) else PersonBoxes(boxes)
-        self.finish, self.meaning = learned_finish(source if isinstance(source, (str, Path)) else None, self.name)
+        self.finish, self.meaning = learned_finish(source if isinstance(source, (str, Path)) else None, self.name, stage)
+        self.second = open_second(source, budget, self.model) if budget else None
         self.honesty = honest_note(source if isinstance(source, (str, Path)) else None, self.name)
 
     def one(self, image, name:str='array', frame:int=None) -> Result: # image: path or (h,w,3) RGB uint8
         "People of one image."
-        from posellm.train.predict import predict_poses
         if not isinstance(image, np.ndarray): name, image = Path(image).name, read_image(image)
         b, s = self.boxes(image, name)
         rec = dict(id=1, file_name=name, width=image.shape[1], height=image.shape[0])
-        poses = people_from_boxes(b, s, rec, self.model.spec.skeleton)
-        if len(poses): poses = self._finished(predict_poses(self.model, poses, flip=self.flip, device=self.device, read=lambda rec: image, workers=0), s)
+        poses = people_from_boxes(b, s, rec, self.model.spec.skeleton); poses, routed = self._answered(poses, image, s) if len(poses) else (poses, None)
         notes = [n for n in (self.boxes.note, self.honesty) if n]
-        return Result(name, image, poses, self.boxes.source, self.name, '; '.join(notes) or None, self.meaning, self.finish and self.finish.visibility, frame=frame, by=self.by)
+        return Result(name, image, poses, self.boxes.source, self.name, '; '.join(notes) or None, self.meaning, self.second and self.second.meaning, self.finish and self.finish.visibility, routed, frame, self.by)
 
-    def _finished(self, poses, box_score): # joints stay where they are: facts may need one that is outside
-        from posellm.metrics.calibration import recalibrated
-        from posellm.metrics.oks import oks_nms
-        return oks_nms(recalibrated(poses, self.finish.calibrator, box_score), self.finish.nms) if self.finish else poses
+    def __call__(self, source): return results_for(self, source)
 
-    def __call__(self, source): # image, path, folder, video, address, or a list of them
-        "One `Result` for one image, a generator for a video, else a list; broken images are reported and skipped."
-        if isinstance(source, np.ndarray): return self.one(source)
-        if is_url(source) and self.urls: source = fetch_image(source)
-        if is_video(source): return self.video(source)
-        if isinstance(source, (list, tuple)) and any(isinstance(s, np.ndarray) for s in source): return [self.one(s) if isinstance(s, np.ndarray) else self(s) for s in source]
-        paths = list_images([fetch_image(s) if is_url(s) and self.urls else s for s in source] if isinstance(source, (list, tuple)) else source)
-        if len(paths) == 1 and not isinstance(source, (list, tuple)) and not Path(source).is_dir(): return self.one(paths[0])
-        return list(self.stream(paths))
+# %% ../../nbs/app/00_estimator.ipynb #da63cd60
+def _answered(self:Estimator, people, image, box_score): # Poses, (N,) bool of who was looked at again, or None; joints stay where they are: facts may need one that is outside
+    from posellm.metrics.calibration import recalibrated
+    from posellm.metrics.oks import oks_nms_index
+    from posellm.train.predict import predict_poses
+    look = dict(device=self.device, read=lambda rec: image, workers=0); p, routed = predict_poses(self.model, people, flip=self.flip, **look), None
+    if self.finish is None: return p, None
+    p = recalibrated(p, self.finish.calibrator)
+    if self.second: p, routed = self.second(p, people, **look)
+    p = replace(p, score=p.conf.mean(1)*box_score); keep = oks_nms_index(p, self.finish.nms)
+    return p[keep], None if routed is None else routed[keep]
+
+Estimator._answered = _answered
 
 # %% ../../nbs/app/00_estimator.ipynb #8ea4fa1d
+def results_for(self:Estimator, source): # image, path, folder, video, address, or a list of them
+    "One `Result` for one image, a generator for a video, else a list; broken images are reported and skipped."
+    if isinstance(source, np.ndarray): return self.one(source)
+    if is_url(source) and self.urls: source = fetch_image(source)
+    if is_video(source): return self.video(source)
+    if isinstance(source, (list, tuple)) and any(isinstance(s, np.ndarray) for s in source): return [self.one(s) if isinstance(s, np.ndarray) else self(s) for s in source]
+    paths = list_images([fetch_image(s) if is_url(s) and self.urls else s for s in source] if isinstance(source, (list, tuple)) else source)
+    if len(paths) == 1 and not isinstance(source, (list, tuple)) and not Path(source).is_dir(): return self.one(paths[0])
+    return list(self.stream(paths))
+
 def stream(self:Estimator, paths, every:int=1): # every: of a video one frame in so many
     "Results one after the other, in bounded memory; `.skipped` lists what could not be read."
     self.skipped.clear()

@@ -30,6 +30,7 @@ class Result:
     model:str='' # which model
     note:str=None # what the user should know
     meaning:Meaning=None # what the confidences mean; None: as those of the embedded network
+    slow:Meaning=None # the same of people who were looked at again; None: as the others
     visibility:Visibility=None # tells visible from occluded; None: by SEEN
     routed:tuple=None # (N,) bool: who got a second, slower look; None: nobody was asked
     frame:int=None # number in a video
@@ -61,8 +62,13 @@ def found(self:Result) -> Facts:
     if self._facts is None:
         trust = self.poses.conf if self.poses.vis is None else trust_in_labels(self.poses)[0]
         crop = crop_numbers(self.poses, trust, lambda rec: self.image)
-        self._facts = find_facts(self.poses, self.meaning, crop=crop, visibility=self.visibility.sure(self.poses) if self.visibility is not None and self.poses.vis is None and len(self) else None)
+        seen = self.visibility.sure(self.poses) if self.visibility is not None and self.poses.vis is None and len(self) else None
+        self._facts = find_facts(self.poses, self.meaning, crop=crop, visibility=seen)
+        if self.slow is not None and self.routed is not None and np.any(self.routed): _take(self._facts, find_facts(self.poses, self.slow, crop=crop, visibility=seen), np.flatnonzero(self.routed))
     return self._facts
+
+def _take(f, other, rows): # rows of another table of facts
+    for k in ('value', 'margin', 'probability', 'stated', 'trust'): getattr(f, k)[rows] = getattr(other, k)[rows]
 
 def explain(self:Result, by=None) -> list: # of Text, one for each person
     "Words about each person; `by` is asked instead of the usual writer."
@@ -97,7 +103,8 @@ def plot(self:Result, min_conf:float=.0) -> np.ndarray: # (h,w,3) RGB uint8
     "The people drawn over the image."
     from posellm.viz.draw import draw_pose
     out = self.image
-    for xy, c in zip(self.xy, self.conf): out = draw_pose(out, xy, np.where(c >= min_conf, c, 0), self.poses.skeleton)
+    seen = np.where(self.conf >= min_conf, self.conf, 0) if self.poses.vis is None else self.poses.vis # of labelled people, joints that nobody labelled are nowhere
+    for xy, c in zip(self.xy, seen): out = draw_pose(out, xy, c, self.poses.skeleton)
     return out
 
 # %% ../../nbs/app/00a_result.ipynb #e03e5baa

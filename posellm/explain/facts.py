@@ -17,7 +17,7 @@ from ..core.files import read_json
 from ..core.paths import assets
 from .measure import GEOMETRY, Measured, measure, points_of
 from .schema import CATEGORIES, COCO, VISIBILITY, make_fact, mirrored_key
-from .states import judge_states
+from .states import judge_states, least_sure
 from .trust import Trust, fit_trust, trust_in_labels
 from ..metrics.calibration import labelled_pairs, logistic_fit
 from ..pose.geometry import flip_xy
@@ -53,21 +53,26 @@ STATES = {h: [i for i, c in enumerate(CATEGORIES) if c.measure.kind == h] for h 
 @dataclass(eq=False)
 class Sure:
     "What a share has meant, group by group."
-    weights:np.ndarray # (groups,5): logits of the share and the wide share, least and summed log trust, 1
+    weights:np.ndarray # (groups,13) of the signals and 1
     common:np.ndarray # (C,) what each category adds
     least:np.ndarray # (groups,) probability from which a group's facts are stated
     fitted_on:dict=field(default_factory=dict)
     def __call__(self, share, wide, least, own): # (N,C) each -> (N,C)
-        w = self.weights[_group]; z = w[:, 0]*_logit(share) + w[:, 1]*_logit(wide) + w[:, 2]*least + w[:, 3]*own + w[:, 4] + self.common
+        w = self.weights[_group]; z = w[:, -1] + self.common + sum(w[:, i]*x for i, x in enumerate(_signals(share, wide, least, own)))
         return np.where((share > 0) & (least > -5), 1/(1 + np.exp(-np.clip(z, -30, 30))), 0.)
     def to_dict(self) -> dict: return dict(schema=1, groups=list(GROUPS), weights=np.round(self.weights, 5).tolist(), common=np.round(self.common, 4).tolist(), least=np.round(self.least, 4).tolist(), fitted_on=self.fitted_on)
     @classmethod
     def from_dict(cls, d:dict) -> 'Sure':
         "The inverse of `to_dict`."
         if d.get('schema') != 1 or d.get('groups') != list(GROUPS): raise PoseError('a map for other facts', field='groups', found=d.get('groups'), allowed=list(GROUPS), todo='fit it again with fit_facts')
-        return cls(np.array(d['weights'], float), np.array(d['common'], float), np.array(d['least'], float), d['fitted_on'])
+        w = np.array(d['weights'], float); w = np.concatenate([w[:, :4], np.zeros((len(w), 8)), w[:, 4:]], 1) if w.shape[1] == 5 else w # an earlier form without bends
+        return cls(w, np.array(d['common'], float), np.array(d['least'], float), d['fitted_on'])
 
 def _logit(p): p = np.clip(p, 1e-4, 1 - 1e-4); return np.log(p/(1 - p))
+
+def _signals(share, wide, least, own): # what a probability is made of: logits of the share and the wide share, least and summed log trust, each bent at two places
+    a, b = _logit(share), _logit(wide)
+    return a, b, least, own, *(np.maximum(x - k, 0) for k in (2, 4) for x in (a, b)), *(np.maximum(x + k, 0) for k in (.3, 1) for x in (least, own))
 
 # %% ../../nbs/explain/04_facts.ipynb #9179b5e0
 _body = [COCO.index(j) for j in COCO if j.split('_')[-1] in ('shoulder', 'hip', 'knee')]
@@ -124,6 +129,13 @@ def usual_meaning() -> Meaning:
 
 # %% ../../nbs/explain/04_facts.ipynb #e333d0dc
 _LEAST = np.array([c.least for c in CATEGORIES])
+
+@lru_cache(1)
+def _least_known(): # (C,) of people whose joints are labelled: states have thresholds of their own
+    out, t = _LEAST.copy(), least_sure()
+    for h, cols in STATES.items(): out[cols] = np.r_[t[h][:2], t['striding']] if h == 'activity' else t[h][:len(cols)]
+    return out
+
 _trust_cols = [(i, [COCO.index(j) for j in c.measure.joints], c) for i, c in enumerate(CATEGORIES) if c.measure.kind == 'confidence']
 _crop_cols = [(i, c) for i, c in enumerate(CATEGORIES) if c.measure.kind == 'crop']
 _seen_cols = {v: np.array([i for i, c in enumerate(CATEGORIES) if c.measure.kind == 'visibility' and c.name == v]) for v in VISIBILITY}
@@ -159,8 +171,8 @@ def find_facts(
     known = poses.vis is not None; meaning = None if known else meaning or usual_meaning()
     trust, cov = trust_in_labels(poses, noise) if known else meaning.trust(poses)
     value, margin, share, wide, low, own, p = evidence(poses, trust, cov)
-    prob = np.where(low > -5, share*np.exp(own*(_group < GROUPS.index('posture'))), 0) if known else meaning.sure(share, wide, low, own)
-    need = np.full(len(KEYS), least) if least is not None else _LEAST if known else np.where(_group >= 0, meaning.sure.least[_group], _LEAST)
+    state = _group >= GROUPS.index('posture'); prob = np.where(state, share, np.where(low > -5, share*np.exp(own), 0)) if known else meaning.sure(share, wide, low, own)
+    need = np.full(len(KEYS), least) if least is not None else _least_known() if known else np.where(_group >= 0, meaning.sure.least[_group], _LEAST)
     f = Facts(value, margin, prob, (prob >= need) & (margin > 0), p.trust[:, :17])
     if not known: _add_confidence(f, f.trust)
     vis = visibility if visibility is not None else np.where(poses.vis > 0, poses.vis, -1) if known else None
@@ -174,34 +186,49 @@ def _by_name(poses, a): # (N,K) of any skeleton -> (N,17) of COCO's joints, -1 w
 
 # %% ../../nbs/explain/04_facts.ipynb #73a950e2
 def lowest_threshold(p, y, precision:float, least:float=.6, few:int=60) -> float: # p, y (n,)
-    "Smallest threshold from which on `precision` of the cases are right; .99 where that never happens."
+    "Smallest threshold from which on `precision` of the cases are right; 2, so never, where that does not happen."
     o = np.argsort(-p, kind='stable'); n = np.arange(1, len(o) + 1); ok = np.flatnonzero((np.cumsum(y[o])/n >= precision) & (n >= few))
-    return float(max(p[o[ok[-1]]], least)) if len(ok) else .99
+    return float(max(p[o[ok[-1]]], least)) if len(ok) else 2.
 
 def _offset(sure, c, share, wide, low, own, y, on, weight=30.): # how much commoner a category is than its group, drawn to 0 as by `weight` people
-    rows = on[:, c]; w = sure.weights[_group[c]]; p = 1/(1 + np.exp(-(w[0]*_logit(share[rows, c]) + w[1]*_logit(wide[rows, c]) + w[2]*low[rows, c] + w[3]*own[rows, c] + w[4])))
+    rows = on[:, c]; w = sure.weights[_group[c]]; p = 1/(1 + np.exp(-(w[:-1] @ np.stack(_signals(share[rows, c], wide[rows, c], low[rows, c], own[rows, c])) + w[-1])))
     up, down = y[rows, c].sum() + weight*.5, (1 - y[rows, c]).sum() + weight*.5
     return float(np.clip(np.log(up/down) - np.log((p.sum() + weight*.5)/((1 - p).sum() + weight*.5)), -3, 3))
 
+# %% ../../nbs/explain/04_facts.ipynb #894d378c
+def _as_usual(trust, precision, y, use, *signals): # a few hundred people give too few gross mistakes to learn from: thresholds only rise, where what would be said of them is often wrong
+    sure = replace(usual_meaning().sure, fitted_on=trust.near.fitted_on); q = sure(*signals); said = use & (_group >= 0) & (q >= sure.least[_group])
+    if said.sum() >= 60 and y[said].mean() < precision - .015: sure.least = np.maximum(sure.least, lowest_threshold(q[use], y[use], precision))
+    return sure
+
+def _learn_sure(y, use, *signals) -> Sure: # weights of each group, what each category adds; thresholds are chosen later
+    sure = Sure(np.tile([1., 0., .5, .2, *[0.]*9], (len(GROUPS), 1)), np.zeros(len(KEYS)), np.full(len(GROUPS), 2.))
+    for g in range(len(GROUPS)):
+        on = (_group == g) & use
+        if on.sum() < 200: continue
+        sure.weights[g] = logistic_fit(np.stack(_signals(*(s[on] for s in signals)), 1), y[on]*1., ridge=1.)
+        for c in np.flatnonzero(_group == g): sure.common[c] = _offset(sure, c, *signals, y, on)
+    sure.common = (sure.common + sure.common[MIRROR])/2 # a side is as common as the other
+    return sure
+
 def fit_facts(
     truth:Poses, pred:Poses, # people neither trained on nor reported
-    precision:float=.985, true=None, # (N,C) what holds of the true people, 1, 0, -1; None: as their labels say
-    name:str='',
+    precision:float=.976, true=None, # (N,C) what holds of the true people, 1, 0, -1; None: as their labels say
+    name:str='', enough:int=1500, # people; with fewer of them only `trust` is learned, and what a share means stays as it is for the embedded network
 ) -> Meaning:
     "Learn what an estimator's confidences mean for facts."
     trust = fit_trust(truth, pred); m, t, _ = labelled_pairs(truth, pred)
     if true is None:
         f = find_facts(truth, noise=0.); true = np.where(np.isfinite(f.value), (f.margin > 0)*1, -1); true[:, _group >= GROUPS.index('posture')] = -1
     y = true[t]; _, margin, share, wide, low, own, _ = evidence(pred[m], *trust(pred[m]))
-    sure = Sure(np.tile([1., 0., .5, .2, 0.], (len(GROUPS), 1)), np.zeros(len(KEYS)), np.full(len(GROUPS), .97), trust.near.fitted_on); use = (share > .3) & (y >= 0) & (low > -5) & (margin > 0)
+    use, signals = (share > .3) & (y >= 0) & (low > -5) & (margin > 0) & (_group >= 0), (share, wide, low, own)
+    if len(m) < enough: return Meaning(trust, _as_usual(trust, precision, y, use, *signals), name)
+    sure, half = _learn_sure(y, use, *signals), np.unique(pred.image_id[m], return_inverse=True)[1] % 2; sure.fitted_on = trust.near.fitted_on
+    q = np.zeros(y.shape) # thresholds come from people whose images the weights had not seen
+    for h in (0, 1): r, o = half == h, half != h; q[r] = _learn_sure(y[o], use[o], *(s[o] for s in signals))(*(s[r] for s in signals))
+    common = next((c for p in (precision, precision - .005) if (c := lowest_threshold(q[use], y[use], p)) <= 1), 2.) # one threshold for all states the most facts for a given precision (a little less where a few gross mistakes forbid it),
     for g in range(len(GROUPS)):
-        on = (_group == g) & use
-        if on.sum() < 200: continue
-        sure.weights[g] = logistic_fit(np.stack([_logit(share[on]), _logit(wide[on]), low[on], own[on]], 1), y[on]*1.)
-        for c in np.flatnonzero(_group == g): sure.common[c] = _offset(sure, c, share, wide, low, own, y, on)
-    sure.common = (sure.common + sure.common[MIRROR])/2 # a side is as common as the other
-    q = sure(share, wide, low, own); use &= _group >= 0; common = lowest_threshold(q[use], y[use], precision) # one threshold for all states the most facts for a given precision,
-    for g in range(len(GROUPS)): sure.least[g] = max(common, lowest_threshold(q[on], y[on], precision - .02)) if (on := (_group == g) & use).sum() >= 200 else .97 # but no group may lag behind
+        if (on := (_group == g) & use).sum() >= 200: sure.least[g] = max(common, lowest_threshold(q[on], y[on], precision - .02)) # but no group may lag behind
     return Meaning(trust, sure, name)
 
 # %% ../../nbs/explain/04_facts.ipynb #9f31cbb7

@@ -50,16 +50,13 @@ def fit_trust(
 ) -> Trust:
     "Learn both numbers from predictions of known people."
     m, t, ks = labelled_pairs(truth, pred, sigmas); size = box_sizes(pred)[m]
-    near = fit_calibrator(pred.conf[m], size, ks, 'logistic', 'near', truth.skeleton.name, fitted_on=dict(file=truth.file, image_ids=sorted({int(i) for i in truth.image_id})))
+    used = dict(file=truth.file, image_ids=sorted({int(i) for i in truth.image_id})); flip = truth.skeleton.flip
+    near = fit_calibrator(pred.conf[m], size, ks, 'logistic', 'near', truth.skeleton.name, fitted_on=used, flip=flip)
     p = near(pred.conf[m], size); err = abs(pred.xy[m] - truth.xy[t])/size[:, None, None]; good = ks > .5
     both = lambda a, g: np.concatenate([a[..., 0][g], a[..., 1][g]])
     every = _spread_line(np.tile(p[good], 2), both(err, good))
     lines = [_spread_line(np.tile(p[:, k][good[:, k]], 2), both(err[:, k], good[:, k])) if good[:, k].sum() >= 30 else every for k in range(truth.K)]
-    return _even(Trust(near, np.stack(lines)), truth.skeleton.flip)
-
-def _even(t, flip): # left and right joints mean the same: a mirror must not change what is believed
-    if flip is not None: t.near.weights = (t.near.weights + t.near.weights[flip])/2; t.spread = (t.spread + t.spread[flip])/2
-    return t
+    lines = np.stack(lines); return Trust(near, lines if flip is None else (lines + lines[flip])/2) # left and right mean the same: a mirror must not change what is believed
 
 # %% ../../nbs/explain/02_trust.ipynb #57553a69
 def trust_in_labels(

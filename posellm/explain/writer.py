@@ -8,6 +8,8 @@ __all__ = ['ARM_RULES', 'LEG_RULES', 'Sentence', 'Text', 'write']
 # %% ../../nbs/explain/07_writer.ipynb #c79ed9e9
 from dataclasses import dataclass
 
+from .schema import FACINGS, category
+
 # %% ../../nbs/explain/07_writer.ipynb #52106c89
 @dataclass(frozen=True)
 class Sentence:
@@ -28,12 +30,13 @@ class Text:
 
 def _join(parts): # 'a', 'a and b', 'a, b and c'
     parts = list(parts); return parts[0] if len(parts) == 1 else ', '.join(parts[:-1]) + ' and ' + parts[-1]
-def _cap(s): return s[:1].upper() + s[1:] + '.'
+def _sentence(*clauses): # of (text, ids): one sentence that rests on the facts of all
+    text = _join(t for t, _ in clauses); return Sentence(text[:1].upper() + text[1:] + '.', tuple(i for _, ids in clauses for i in ids))
 
 # %% ../../nbs/explain/07_writer.ipynb #d1dbbba8
 ARM_RULES = ( # facts needed, subject, of one, of both
     ('S_arm.elevation:up S_wrist.height.nose:above S_elbow.bend:straight', 'arm', 'is stretched up', 'are stretched up'),
-    ('S_wrist.height.nose:above', 'hand', 'is raised above eye level', 'are raised above eye level'),
+    ('S_wrist.height.nose:above', 'hand', 'is raised above the face', 'are raised above the face'),
     ('S_wrist.distance.nose:close', 'hand', 'is near the face', 'are near the face'),
     ('S_wrist.height.S_shoulder:above', 'hand', 'is raised above shoulder height', 'are raised above shoulder height'),
     ('S_arm.elevation:level S_arm.sense:image left S_elbow.bend:straight', 'arm', 'is stretched out to the image left', 'are stretched out to the image left'),
@@ -42,7 +45,7 @@ ARM_RULES = ( # facts needed, subject, of one, of both
     ('S_arm.elevation:level S_arm.sense:image right', 'arm', 'is held out to the image right', 'are held out to the image right'),
     ('S_wrist.distance.S_ankle:close', 'hand', 'reaches down to the ankle', 'reach down to the ankles'),
     ('S_wrist.distance.S_knee:close', 'hand', 'is near the knee', 'are near the knees'),
-    *((f'S_wrist.crossing:crossed left_shoulder.across.right_shoulder:{w}', 'hand', 'is on the other side of the body in the image', 'are on the other side of the body in the image') for w in ('image left', 'image right')), # not for people seen from the side
+    *((f'S_wrist.crossing:crossed left_shoulder.across.right_shoulder:{w}', 'hand', 'is across the middle of the body in the image', 'are across the middle of the body in the image') for w in ('image left', 'image right')), # not for people seen from the side
     ('S_wrist.distance.O_elbow:close', 'hand', 'is near the O elbow', 'are near the opposite elbows'),
     ('S_wrist.distance.S_shoulder:close', 'hand', 'is near the shoulder', 'are near the shoulders'),
     ('S_wrist.distance.S_hip:close S_elbow.bend:bent', 'hand', 'is near the hip with the elbow bent', 'are near the hips with the elbows bent'),
@@ -80,6 +83,9 @@ def _first(F, rules, side): # the first rule that holds: (number, ids)
 
 def _both_sides(F, rules, plural): # clauses about a pair of limbs: (text, ids)
     got = {s: _first(F, rules, s) for s in ('left', 'right')}
+    down = [n for n, r in enumerate(rules) if r[2] in ('points straight down', 'points down')]
+    if got['left'] and got['right'] and {got['left'][0], got['right'][0]} == set(down) and len(down) == 2: # "points down and points straight down" reads badly
+        if all(i in F for s in got for i in _needs(rules[down[1]], s)): got = {s: (down[1], _needs(rules[down[1]], s)) for s in got}
     if got['left'] and got['right'] and got['left'][0] == got['right'][0]:
         _, part, _, both = rules[got['left'][0]]; return [(f'both {plural.get(part, part + "s")} {both}', got['left'][1] + got['right'][1])]
     out = []
@@ -109,8 +115,6 @@ def _legs(F, posture):
     return out
 
 # %% ../../nbs/explain/07_writer.ipynb #f5130281
-_NAME = {'camera': 'faces the camera', 'away': 'faces away from the camera', 'image left': 'faces the image left', 'image right': 'faces the image right'}
-
 def _whole(F, who): # the first sentence: what the person does
     one = lambda kind: next((f for f in sorted(F.values(), key=lambda f: -f.probability) if f.kind == kind and f.category != 'striding'), None)
     posture, facing, act = one('posture'), one('facing'), one('activity') or F.get('body.activity:striding')
@@ -118,8 +122,8 @@ def _whole(F, who): # the first sentence: what the person does
     does, ids = [], []
     if act: does.append('is ' + dict(striding='in mid-stride, walking or running').get(act.category, f'probably {act.category}')); ids.append(act.id)
     elif posture: does.append(f'is {posture.category}'); ids.append(posture.id)
-    if facing: does.append(_NAME[facing.category]); ids.append(facing.id)
-    return ([Sentence(_cap(f'{who} {" and ".join(does)}'), tuple(ids))] if does else []), posture and posture.category
+    if facing: does.append(FACINGS[facing.category].removeprefix('the person ')); ids.append(facing.id)
+    return ([_sentence((f'{who} {_join(does)}', ids))] if does else []), posture and posture.category
 
 def _trunk(F, posture): # lean, or how the trunk is held
     lean = next((w for w in ('image left', 'image right') if f'trunk.sense:{w}' in F), None)
@@ -130,7 +134,7 @@ def _trunk(F, posture): # lean, or how the trunk is held
     return []
 
 # %% ../../nbs/explain/07_writer.ipynb #da145d1f
-_WHY = {'crop.blur:blurred': 'the picture is blurred there', 'crop.size:small': 'the person is small in the picture', 'crop.cut:cut off': 'a part of the person is outside the picture', 'crop.covered:covered': 'somebody else overlaps the person'}
+_WHY = ('crop.blur:blurred', 'crop.size:small', 'crop.cut:cut off', 'crop.covered:covered') # what may explain low confidence
 
 def _sure(F): # confidence by part, with measured reasons
     say = lambda p: next((f for w in ('high', 'moderate', 'low') if (f := F.get(f'{p}.confidence:{w}'))), None)
@@ -140,12 +144,12 @@ def _sure(F): # confidence by part, with measured reasons
     if len(parts) == 2 and parts[0].category == parts[1].category: text = f'confidence is {parts[0].category} for {name(parts[0])} and {name(parts[1])}'
     else: text = 'confidence is ' + ' and '.join(f'{f.category} for {name(f)}' for f in parts)
     why = [w for w in dict.fromkeys(w for f in parts for w in f.because) if w in F and w in _WHY]
-    return [Sentence(_cap(text + (f'; {_join(_WHY[w] for w in why)}' if why else '')), tuple(f.id for f in parts) + tuple(why))]
+    return [_sentence((text + (f'; {_join(category(w).clause for w in why)}' if why else ''), [f.id for f in parts] + why))]
 
 def _hidden(F): # joints that are there and covered
     ids = sorted(i for i in F if i.endswith('.visibility:occluded') and i.split('.')[0].split('_')[-1] in ('elbow', 'wrist', 'knee', 'ankle')); names = ['the ' + i.split('.')[0].replace('_', ' ') for i in ids]
     if not 0 < len(names) <= 4: return []
-    return [Sentence(_cap(f'{_join(names)} {"is" if len(names) == 1 else "are"} hidden from view'), tuple(ids))]
+    return [_sentence((f'{_join(names)} {"is" if len(names) == 1 else "are"} hidden from view', ids))]
 
 # %% ../../nbs/explain/07_writer.ipynb #89b8e936
 def write(
@@ -154,10 +158,8 @@ def write(
     confidence:bool=True, # also say how sure it is
 ) -> Text:
     "A few sentences about one person."
-    F = {f.id: f for f in facts}; out, posture = _whole(F, who); limbs = []
-    for clauses in (_trunk(F, posture), _arms(F), _legs(F, posture)):
-        if clauses: limbs.append(Sentence(_cap(_join(c[0] for c in clauses[:3])), tuple(i for c in clauses[:3] for i in c[1])))
-    out += limbs + _hidden(F)
+    F = {f.id: f for f in facts}; out, posture = _whole(F, who)
+    out += [_sentence(*clauses[:3]) for clauses in (_trunk(F, posture), _arms(F), _legs(F, posture)) if clauses] + _hidden(F)
     if not out: out = [Sentence('Nothing about the pose is sure enough to be said.', ())]
     if not out[0].text.startswith(who) and who != 'The person': out[0] = Sentence(f'{who}: {out[0].text[0].lower()}{out[0].text[1:]}', out[0].facts)
     return Text(tuple(out + (_sure(F) if confidence else [])))

@@ -149,6 +149,7 @@ def _fit_one(conf, z, y, kind, pull, toward=(1., 0., 0.)): # weights (3,), step
 def fit_calibrator(
     conf, size, ks, # (N,K), (N,) px, (N,K) nan where unknown
     kind:str='logistic', target:str='ks', skeleton:str='', least:int=50, fitted_on:dict=None,
+    flip=None, # (K,) the skeleton's flip permutation: a joint and its partner share one map, so a mirror changes no confidence; None: each its own
 ) -> Calibrator:
     "Learn what confidences have meant."
     if kind not in ('isotonic', 'logistic'): raise unknown('kind', kind, ('isotonic', 'logistic'))
@@ -157,14 +158,16 @@ def fit_calibrator(
     if not on.any(): raise PoseError('nothing to calibrate on: no keypoint of a found person is labelled', field='ks', found=f'{len(conf)} people', todo='give predictions for people with labels')
     log = np.log(np.asarray(size, float)); centre = float(log[on.any(1)].mean()); z = np.broadcast_to((log - centre)[:, None], on.shape)
     fit = lambda m, *toward: _fit_one(conf[m], z[m], y[m], kind, PRIOR*m.sum()/m.any(1).sum(), *toward)
-    together, n, K = fit(on), on.sum(0), on.shape[1]; cols = np.arange(K)
-    parts = [fit(on & (cols == k), together[0]) if n[k] >= least else together for k in range(K)]
+    together, n, K = fit(on), on.sum(0), on.shape[1]; cols = np.arange(K); other = cols if flip is None else np.asarray(flip)
+    one = lambda k: fit(m, together[0]) if (m := on & ((cols == k) | (cols == other[k]))).sum() >= least else together
+    parts = {k: one(k) for k in range(K) if k <= other[k]}; parts = [parts[min(k, other[k])] for k in range(K)]
     return Calibrator(kind, target, skeleton, np.stack([p[0] for p in parts]), centre, [p[1] for p in parts], n, fitted_on or {})
 
 def calibrate_on(truth:Poses, pred:Poses, kind='logistic', target='ks', sigmas=None) -> Calibrator:
     "A calibrator from truth and predictions; remembers the images."
     m, _, ks = labelled_pairs(truth, pred, sigmas)
-    return fit_calibrator(pred.conf[m], box_sizes(pred)[m], ks, kind, target, truth.skeleton.name, fitted_on=dict(file=truth.file, image_ids=sorted({int(i) for i in truth.image_id})))
+    used = dict(file=truth.file, image_ids=sorted({int(i) for i in truth.image_id}))
+    return fit_calibrator(pred.conf[m], box_sizes(pred)[m], ks, kind, target, truth.skeleton.name, fitted_on=used, flip=truth.skeleton.flip)
 
 def recalibrated(
     pred:Poses, cal:Calibrator,

@@ -124,6 +124,23 @@ _HALF = np.arange(1 << 15, dtype=np.uint16).view(np.float16).astype(np.float32) 
 _HALF[~np.isfinite(_HALF)] = 0
 
 # %% ../../nbs/refine/05_maps.ipynb #a434295d
+@njit(cache=True, fastmath=True)
+def _window(m, half, line, wide): # (Hs,Ws) int16 -> y0, y1, x0, x1
+    "Rows and columns of a map that reach 2 % of its peak; y1 = -1 where there is no peak."
+    Hs, Ws = m.shape; line[:] = 0; high = np.int16(0)
+    for y in range(Hs):
+        top = np.int16(0)
+        for x in range(Ws): top = max(top, m[y, x]); line[x] = max(line[x], m[y, x])
+        wide[y] = top; high = max(high, top)
+    if high <= 0: return 0, -1, 0, -1
+    floor, y0, y1, x0, x1 = half[high]*np.float32(.02), Hs, -1, Ws, -1
+    for y in range(Hs):
+        if half[wide[y]] > floor: y0 = min(y0, y); y1 = y
+    for x in range(Ws):
+        if half[line[x]] > floor: x0 = min(x0, x); x1 = x
+    return y0, y1, x0, x1
+
+# %% ../../nbs/refine/05_maps.ipynb #4e6ee360
 @njit(cache=True, parallel=True, fastmath=True)
 def _add_maps(out, h, half, fx, kx, fy, ky, weight, plain):
     "Adds weight x map (over its peak unless `plain`), resampled, to `out`; what is below 0 counts as 0."
@@ -132,17 +149,8 @@ def _add_maps(out, h, half, fx, kx, fy, ky, weight, plain):
         row, part = np.empty((Hs, W), np.float32), np.empty((H, W), np.float32); line, wide, value = np.empty(Ws, np.int16), np.empty(Hs, np.int16), np.empty((Hs, Ws), np.float32)
         for k in range(K):
             if weight[n, k] == 0: continue
-            m = h[n, k]; line[:] = 0; high = np.int16(0)
-            for y in range(Hs):
-                top = np.int16(0)
-                for x in range(Ws): top = max(top, m[y, x]); line[x] = max(line[x], m[y, x])
-                wide[y] = top; high = max(high, top)
-            if high <= 0: continue
-            floor, y0, y1, x0, x1 = half[high]*np.float32(.02), Hs, -1, Ws, -1
-            for y in range(Hs):
-                if half[wide[y]] > floor: y0 = min(y0, y); y1 = y
-            for x in range(Ws):
-                if half[line[x]] > floor: x0 = min(x0, x); x1 = x
+            m = h[n, k]; y0, y1, x0, x1 = _window(m, half, line, wide)
+            if y1 < 0: continue
             for y in range(y0, y1 + 1):
                 for x in range(x0, x1 + 1): value[y, x] = half[max(m[y, x], np.int16(0))]
             u0, u1, v0, v1 = W, -1, H, -1 # columns and rows of the grid that see the window

@@ -64,11 +64,11 @@ MOST_MAPS = 2**30 # bytes of heatmaps to hold
 
 def posed(people): return people[(people.num_keypoints > 0) & ~people.iscrowd]
 
-def look(nets:dict, people, keep_maps=True): # {name: Poses}, {name: Maps or None}, {name: people per second}
+def look(nets:dict, people, keep_maps=True, **kw): # {name: Poses}, {name: Maps or None}, {name: people per second}; kw: of predict_poses
     "Predictions of every member on the same people."
     out, maps, speed = {}, {}, {}
     for n, net in nets.items():
-        out[n], maps[n] = predict_poses(net, people, return_maps=True) if keep_maps else (predict_poses(net, people), None); speed[n] = out[n].info['people_per_s']
+        out[n], maps[n] = predict_poses(net, people, return_maps=True, **kw) if keep_maps else (predict_poses(net, people, **kw), None); speed[n] = out[n].info['people_per_s']
     lost = [n for n, p in out.items() if len(p) != len(people)]
     if lost: raise PoseError('some images could not be read, so the members are out of step', field='members', found=lost[0], todo='check the image folder with `posellm check`')
     return out, maps, speed
@@ -78,9 +78,9 @@ def fits(nets:dict, n:int) -> bool: # people
     cells = lambda s: sum(s.heatmap_hw) if s.codec['kind'] == 'simcc' else np.prod(s.heatmap_hw)
     return 2*n*sum(net.spec.K*cells(net.spec) for net in nets.values()) < MOST_MAPS
 
-def add_views(name, net, people, out, maps, scales=(.85, 1.2)):
+def add_views(name, net, people, out, maps, scales=(.85, 1.2), **kw):
     "The member `name views`: maps of more crops, fused with the usual one's."
-    more = predict_views(net, people, scales, flip=True); pool = [maps[name], *more.maps]
+    more = predict_views(net, people, scales, flip=True, **kw); pool = [maps[name], *more.maps]
     both = replace(more, names=(name, *more.names), xy=np.concatenate([out[name].xy[None], more.xy]), conf=np.concatenate([out[name].conf[None], more.conf]), score=np.concatenate([out[name].score[None], more.score]), maps=tuple(pool))
     key = f'{name} views'; out[key], maps[key] = views_as_member(both); return key
 

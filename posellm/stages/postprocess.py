@@ -4,9 +4,12 @@
 
 # %% auto #0
 __all__ = ['posed', 'incoming', 'network_of', 'map_versions', 'finish_and_mean', 'generated', 'same_people', 'judge_facts',
-           'trust_kept', 'leave', 'postprocess_inputs', 'run_postprocess']
+           'trust_kept', 'in_order', 'fast_answers', 'fast_signals', 'Looks', 'learn_looks', 'measure_looks', 'leave',
+           'postprocess_inputs', 'run_postprocess']
 
 # %% ../../nbs/05_postprocess_llm.ipynb #f5acbfc0
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +17,18 @@ import numpy as np
 from ..core.files import read_json, write_json
 from ..core.log import log
 from ..core.paths import assets
-from ..core.run import Run
+from ..core.errors import PoseError
+from ..core.run import Run, read_rows
 from ..data.guard import record_use
 from ..explain.facts import find_facts, fit_facts, usual_meaning
 from ..explain.judge import count, holds, in_frame, known_people
+from ..explain.router import cost_curve, fit_router, mixed, oks_of, share_of_gain, signals, worth
 from ..explain.schema import CATEGORIES
-from ..metrics.calibration import labelled_pairs, reliability
+from ..metrics.calibration import auroc, labelled_pairs, recalibrated, reliability
 from ..models.weights import load_model
+from ..refine.plausible import plausibility
 from ..refine.postprocess import Finish, finish, fit_finish, one_by_one, read_maps, smooth_maps, versions_of, visibility_score
+from ..refine.prior import load_prior, read_people
 from .data import data_of_run
 from .eval import load_row
 from .stage1 import run_stage1
@@ -40,9 +47,9 @@ def incoming(cfg, run:Run, data:str='synth', seed:int=0) -> dict: # split -> (tr
     "Results of the nearest earlier chapter, with the truth they belong to."
     parts, _, folder = data_of_run(run, cfg, data, seed); want = [s for s in ('calib', 'val') if s in parts]
     source = run if all(run.upstream(s) for s in want) else Run(_substitute(cfg, run, data, seed), '05_postprocess_llm')
-    out = {}
-    for s in want:
-        row = source.upstream(s); truth, pred = load_row(row)
+    out, like = {}, source.upstream(want[0])
+    for s in want: # the same row of both parts: what is learned of one must hold for the other
+        row = next((r for r in reversed(read_rows(like['folder'])) if r['split'] == s and r['row'] == like['row']), None) or source.upstream(s); truth, pred = load_row(row)
         for im in truth.images: im.setdefault('path', next((q['path'] for q in parts[s].images if q['id'] == im['id']), None))
         out[s] = (posed(truth), pred, row)
     if 'calib' not in out: log('postprocess').info('these data have no calib part: nothing is learned here, and confidences are read as those of the embedded network')
@@ -65,8 +72,8 @@ def map_versions(net, people) -> dict: # name -> Poses
 def finish_and_mean(got:dict, name:str=''): # Finish, Meaning, {name: Poses of val}
     "Learn on calib, apply to val step by step."
     if 'calib' not in got: f = Finish.from_dict(read_json(assets()/'finish.json')); return f, usual_meaning(), versions_of(got['val'][1], f)
-    truth, pred, _ = got['calib']; f = fit_finish(truth, pred)
-    true = holds(*known_people(truth)[:2]) if generated(truth) else None
+    truth, pred, _ = got['calib']; exact, states, _ = known_people(truth) if generated(truth) else (None, None, None); f = fit_finish(truth, pred, exact=exact)
+    true = None if exact is None else holds(exact, states)
     meaning = fit_facts(truth, finish(pred, f), true=true, name=name)
     return f, meaning, versions_of(got['val'][1], f)
 
@@ -94,10 +101,77 @@ def trust_kept(truth, pred, meaning): # Reliability
     "Is the probability that facts rest on kept, joint by joint?"
     m, _, ks = labelled_pairs(truth, pred); return reliability(meaning.trust(pred)[0][m], np.where(np.isfinite(ks), (ks > .5)*1., np.nan))
 
+# %% ../../nbs/05_postprocess_llm.ipynb #13242d47
+def in_order(truth, pred): # Poses in the order of the truth, None where somebody is missing
+    "Predictions of everybody."
+    m, t = same_people(truth, pred); return pred[m[np.argsort(t)]] if len(m) == len(truth) else None
+
+def fast_answers(run:Run, got:dict) -> dict: # split -> Poses; {} where these results are stage 1's own
+    "What stage 1's network alone says of the same people."
+    last = {r['split']: r for r in read_rows(run.other('01_stage1'))}
+    if 'calib' not in got or any(s not in last or got[s][2]['stage'] == last[s]['stage'] for s in got): return {}
+    out = {s: in_order(got[s][0], load_row(last[s])[1]) for s in got}
+    return out if all(p is not None for p in out.values()) else {}
+
+def fast_signals(poses, prior=None): # Signals of System 1's calibrated answers
+    "What is known of people before anybody looks again: confidences, boxes, neighbours, and how well a prior of poses likes them."
+    if prior is None: return signals(poses)
+    r = read_people(prior, poses, lambda conf, size: conf); d = np.linalg.norm(poses.xy - r.xy, axis=-1)/np.sqrt(np.maximum(poses.area, 1))[:, None]
+    return signals(poses, disagreement=np.minimum(d, 1), plausibility=plausibility(prior, poses, lambda conf, size: conf, r), correct=r.correct.mean(1))
+
+# %% ../../nbs/05_postprocess_llm.ipynb #809b060c
+@dataclass(eq=False)
+class Looks:
+    "What was learned about the fast and the slow answer."
+    finish:Finish; meaning:object # of System 1
+    flip:bool=True # System 1 averages with the mirrored image
+    router:object=None; prior:bool=False # prior: the router asks the run's prior
+    measured:dict=None # on val
+    answers:dict=field(default_factory=dict) # row -> Poses of val
+    def fast_dict(self): return dict(schema=1, flip=self.flip, finish=self.finish.to_dict(), meaning=self.meaning.to_dict())
+    def router_dict(self): return dict(schema=1, router=self.router.to_dict(), prior=self.prior, measured=self.measured)
+
+def learn_looks(run:Run, got:dict, f:Finish, share:float=.3, n:int=1000): # Looks; None where there is but one answer
+    "Learn on calib, measure on val."
+    fast = fast_answers(run, got)
+    if not fast: return None
+    truth, row = got['calib'][0], [r for r in read_rows(run.other('01_stage1')) if r['split'] == 'calib'][-1]; exact, states, _ = known_people(truth) if generated(truth) else (None, None, None)
+    first = fit_finish(truth, fast['calib'], exact=exact); one = {s: recalibrated(p, first.calibrator) for s, p in fast.items()}; true = None if exact is None else holds(exact, states)
+    looks = Looks(first, fit_facts(truth, one['calib'], true=true, name=f'{run.name}, stage 1'), row['settings'].get('flip', True), answers={'stage 1 alone, finished': one['val']})
+    two = {s: recalibrated(p, f.calibrator) if (p := in_order(got[s][0], got[s][1])) is not None else None for s in got}
+    if any(p is None for p in two.values()): return looks
+    prior = _prior_of(run); known = {s: fast_signals(p, prior) for s, p in one.items()}
+    try: looks.router, _ = fit_router(known['calib'], worth(oks_of(truth, one['calib']), oks_of(truth, two['calib']), one['calib'].score), truth.image_id)
+    except PoseError as e: log('postprocess').info(f'no router: {e}'); return looks
+    looks.prior = prior is not None; looks.measured, looks.answers[f'routed: {share:.0%} looked at twice'] = measure_looks(got['val'][0], one['val'], two['val'], looks.router, lambda: fast_signals(one['val'], prior), _cost(run, got), share, n)
+    return looks
+
+# %% ../../nbs/05_postprocess_llm.ipynb #355b2f91
+def _prior_of(run): # the run's own, or None
+    if not (run.other('04_vae')/'prior.json').is_file(): return None
+    try: return load_prior(run.root)
+    except PoseError as e: log('postprocess').warning(f'{e}. The router does without it.'); return None
+
+def _cost(run, got): # seconds a person of the slow answer above the fast one
+    rows = [r for c in ('03_ensemble', '01_stage1') for r in read_rows(run.other(c)) if r['split'] == 'val' and r['row'] != 'uniform' and r.get('people_per_s')]; fused = [r for r in rows if r['row'] == 'fused']
+    if not fused: return 1/(rows[-1]['people_per_s'] if rows else 100.)
+    m = len(fused[-1]['settings']['members']); return (1 - 1/m)/fused[-1]['people_per_s'] # all members but the fast one
+
+def measure_looks(truth, one, two, router, known, cost2:float, share:float=.3, n:int=1000): # dict, Poses of the mixture
+    "What the router keeps of the gain, with the orders it is compared with."
+    start = time.process_time(); s = known(); score = router.score(s); own = (time.process_time() - start)/max(len(one), 1)/cost2
+    routed = router(s, max(share - own, 0)); mix = mixed(one, two, routed); kept = share_of_gain(truth, one, two, mix, n); k, l = oks_of(truth, one), oks_of(truth, two); on = np.isfinite(k + l)
+    out = dict(gain=[kept.gain, kept.gain_lo, kept.gain_hi], kept=[kept.value, kept.lo, kept.hi], cost=float(routed.mean() + own), own=float(own), seconds_of_second_look=cost2,
+               auroc=auroc(score[on], (l - k)[on] > .05), improves=float(((l - k)[on] > .05).mean()), curves=cost_curve(truth, one, two, score, (0, .1, .2, .3, .5, 1), own, 3))
+    return out, mix
+
 # %% ../../nbs/05_postprocess_llm.ipynb #0684e5a1
-def leave(run:Run, cfg, got, f, meaning, versions, first, steps, judged, seed:int=0):
+def leave(run:Run, cfg, got, f, meaning, versions, first, steps, judged, seed:int=0, looks:'Looks'=None):
     "Everything that other chapters, the report and `Estimator` take up."
-    write_json(run.dir/'finish.json', f.to_dict(), indent=1); write_json(run.dir/'meaning.json', meaning.to_dict(), indent=1); write_json(run.dir/'facts.json', dict(schema=1, steps=steps, judged={who: [{k: None if v != v else v for k, v in x.items()} for x in t] for who, t in judged.items()}), indent=1)
+    put = lambda name, d: write_json(run.dir/name, d, indent=1); put('finish.json', f.to_dict()); put('meaning.json', meaning.to_dict())
+    put('facts.json', dict(schema=1, steps=steps, judged={who: [{k: None if v != v else v for k, v in x.items()} for x in t] for who, t in judged.items()}))
+    if looks: put('fast.json', looks.fast_dict())
+    if looks and looks.router: put('router.json', looks.router_dict())
     base, rows = got['val'][2], []
     def row(name, p, split, role, **more):
         file = f"results_{name.replace(' ', '_').replace(',', '')}_{split}.json"; p.save(run.dir/file)
@@ -106,6 +180,7 @@ def leave(run:Run, cfg, got, f, meaning, versions, first, steps, judged, seed:in
     for name, p in first.items(): row(name, p, 'val', 'heldout', series='readings of the maps of stage 1')
     names = list(versions)
     for name in names[:-1]: row(name, versions[name], 'val', 'heldout')
+    for name, p in (looks.answers if looks else {}).items(): row(name, p, 'val', 'heldout', series='fast or slow')
     row('post-processed', versions[names[-1]], 'val', 'heldout')
     run.save_config(after=f"{base['stage']}: {base['row']}", preset=cfg.name, seed=seed); run.save_rows(rows)
 
@@ -126,5 +201,5 @@ def run_postprocess(
     f, meaning, versions = finish_and_mean(got, run.name)
     steps = (one_by_one(got['val'][0], first, n, seed) if first else []) + one_by_one(got['val'][0], versions, n, seed)
     judged = judge_facts(got['val'][0], versions['confidence calibrated'], meaning)
-    leave(run, cfg, got, f, meaning, versions, first, steps, judged, seed)
+    leave(run, cfg, got, f, meaning, versions, first, steps, judged, seed, learn_looks(run, got, f, n=n))
     return f, meaning, steps, judged
