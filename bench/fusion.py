@@ -1,7 +1,7 @@
 """Fusion of real networks on generated people: every rule beside the best single member, a bad member, test-time augmentation, refiners.
 
     python bench/fusion.py WEIGHTS WEIGHTS... --calib FOLDER --val FOLDER [--out bench/results/fusion.md]      networks that are there
-    python bench/fusion.py --train FOLDER [--steps 4000] [--hw 128 96] [--run fusion] ...                       trains ResNet-18, ViT-tiny and MobileNet by stage 1 first
+    python bench/fusion.py --train FOLDER|easy [--steps 4000] [--hw 128 96] [--run fusion] ...                  trains ResNet-18, ViT-tiny and MobileNet by stage 1 first
     python bench/fusion.py --small [--out ...]                                                                  small ones of these three, as bench/finetune_families.py left them, on its easy people
 
 Everything is learnt on the calib people and reported on the val people (ground-truth boxes, paired bootstrap over images, Holm over the rules).
@@ -15,8 +15,10 @@ import numpy as np
 
 from posellm.core.files import write_atomic
 from posellm.core.log import setup_log
+from posellm.core.paths import cache_root
 from posellm.core.run import Run
 from posellm.data.coco import load_data
+from posellm.data.synth import write_synth
 from posellm.metrics.ap import evaluate
 from posellm.metrics.stats import paired_bootstrap
 from posellm.models.weights import load_model, load_weights
@@ -29,15 +31,23 @@ from posellm.stages.ensemble import look, posed
 from posellm.stages.stage1 import run_stage1
 from posellm.train.hardware import preset
 
-THREE = dict(resnet18=('simplebaseline18', 2e-3), vit_tiny=('vit_tiny-simple', 1e-3), mobilenet=('mobilenetv4', 2e-3))
+THREE = dict(resnet18=('simplebaseline18', 2e-3, 1, 'bf16'), vit_tiny=('vit_tiny-simple', 1e-3, 2, 'bf16'), mobilenet=('mobilenetv4', 2e-3, 1.5, 'fp32'))  # network, rate, share of --steps, precision: a ViT learns slowest, depthwise convolutions are slow in bf16
 SMALL = dict(resnet18='simplebaseline', vit='vitpose-simple', mobilenet='mobilenetv4')  # member -> family
+
+
+def easy_people():
+    "3,000 people to train on, 400 to calibrate on, 600 to report: those of the first look of bench/finetune_families.py (single, grown, upright, whole, standing or walking, most face the camera)."
+    from finetune_families import FIRST
+    folder = cache_root() / 'fusion-easy'
+    if not (folder / 'annotations' / 'person_keypoints_calib2017.json').is_file(): write_synth(folder, 3000, 600, 0, seed=77, config=FIRST, n_calib=400)
+    return folder
 
 
 def train_three(folder, steps, run, hw):
     """Stage 1 for each of the three networks; what is trained already is kept."""
     nets = {}
-    for name, (net, lr) in THREE.items():
-        r = Run.open(f'{run}-{name}', '01_stage1', resume=True); cfg = preset('cpu', model=net, input_hw=tuple(hw), steps=(0, steps), lr=(1e-3, lr), val_every=20.)
+    for name, (net, lr, share, precision) in THREE.items():
+        r = Run.open(f'{run}-{name}', '01_stage1', resume=True); cfg = preset('cpu', model=net, input_hw=tuple(hw), steps=(0, round(share*steps)), lr=(1e-3, lr), precision=precision, val_every=20.)
         nets[name] = run_stage1(cfg, r, folder, 0, weights='none')[0]
     return nets
 
@@ -96,6 +106,7 @@ def poses_of(stack, name):
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter); ap.add_argument('weights', nargs='*'); ap.add_argument('--train'); ap.add_argument('--small', action='store_true'); ap.add_argument('--hw', type=int, nargs=2, default=(128, 96)); ap.add_argument('--steps', type=int, default=4000); ap.add_argument('--run', default='fusion')
     ap.add_argument('--calib'); ap.add_argument('--val'); ap.add_argument('--limit', type=int, default=0); ap.add_argument('--parts', default='rules,bad,views,sizes,refiners'); ap.add_argument('--refiner-steps', type=int, default=150); ap.add_argument('--out'); o = ap.parse_args(); setup_log()
+    if o.train == 'easy': o.train = easy_people()
     if o.small: nets, folder = small_three()
     else: nets, folder = train_three(o.train, o.steps, o.run, o.hw) if o.train else {Path(w).name: load_model(w) for w in o.weights}, o.train
     o.calib, o.val = o.calib or folder, o.val or folder
