@@ -17,7 +17,7 @@ from posellm.app.report import processor
 from posellm.core.paths import runs_root, shared_data
 from posellm.core.run import all_rows
 from posellm.metrics.stats import bootstrap, paired_bootstrap, smallest_detectable
-from posellm.stages.eval import load_row
+from posellm.stages.eval import last_of_chapters, load_row, row_before
 from posellm.metrics.ap import evaluate
 
 OUT = Path(__file__).resolve().parent / 'results' / 'ablation.md'
@@ -62,27 +62,18 @@ def line(runs, keys, before, resamples):
     return f"| {keys[0][0]} | {' or '.join(sorted({k[1] for k in keys}))} | {show(ap)} | {diff} | {verdict} | {np.mean([e.stats['AP50'] for e in evs]):.3f} | {np.mean([e.stats['AP75'] for e in evs]):.3f} | {mean('train_seconds')} | {mean('people_per_s')} | {mean('peak_mib')} | {mean('params')} |"
 
 
-def handed_on(runs):
-    "[(stage, row) of each run] per chapter: its last row, and before them the row that chapter 1 began with."
-    runs = [{k: v for k, v in r.items() if not v[1].get('series')} for r in runs]; stages = [s for s in dict.fromkeys(k[0] for k in runs[0]) if all(any(k[0] == s for k in r) for r in runs)]
-    return [[next(iter(r)) for r in runs]] + [[[k for k in r if k[0] == s][-1] for r in runs] for s in stages]
-
-
-def steps(run):
-    "(row, row before it or None): rows of a series among themselves, the others in their order."
-    last, got = {}, []
-    for k, (_, row) in run.items(): got.append((k, last.get(row.get('series')))); last[row.get('series')] = k
-    return got
+def rows_of(run): return [row for _, row in run.values()]
 
 
 def table(data, seeds, resamples):
     "Lines of the tables of one data set."
     runs = [m for m in (measured(data, s) for s in range(seeds)) if m]
     if not runs: return [f'## {Path(str(data)).name}', '', 'Nothing was run yet.', '']
-    names = [k for k in runs[0] if all(k in r for r in runs)]; first = runs[0][names[0]]; n, passed = len(runs), handed_on(runs)
+    names = [k for k in runs[0] if all(k in r for r in runs)]; first = runs[0][names[0]]; n, keys = len(runs), [list(r) for r in runs]; passed = [list(p) for p in zip(*([k[i] for i in last_of_chapters(rows_of(r))] for r, k in zip(runs, keys)))]
+    common = rows_of({k: runs[0][k] for k in names}); before = {k: None if (j := row_before(common, i)) is None else names[j] for i, k in enumerate(names)}
     out = [f'## {first[1]["data"]}', '', f'{int(first[0].gt_counts[0].sum())} people in {len(first[0].image_ids)} images, held out; {first[1]["boxes"]} boxes; {n} seeds.', '', '### What each chapter hands on', '', HEAD.format('difference to the chapter before')]
     out += [line(runs, k, b, resamples) for k, b in zip(passed, [None, *passed[:-1]])] + [line(runs, passed[-1], passed[0], resamples).replace('| 0', '| **all chapters** against the start: 0', 1), '', '### Every row', '', HEAD.format('difference to the row before')]
-    out += [line(runs, [k]*n, [b]*n if b else None, resamples) for k, b in steps({k: runs[0][k] for k in names})]
+    out += [line(runs, [k]*n, [b]*n if b else None, resamples) for k, b in ((k, before[k]) for k in names)]
     last = [paired_bootstrap(r[passed[1][i]][0], r[passed[-1][i]][0], resamples) for i, r in enumerate(runs)]
     return out + ['', f'Smallest difference between stage 1 and the last row that this set shows in four of five repetitions (one seed, 5 % level): {np.mean([smallest_detectable(d) for d in last]):.3f} AP. '
                   'Verdicts are single ones at the 5 % level; a run\'s own table corrects them for their number.', '']

@@ -76,6 +76,8 @@ def rules_and_bad(S, T, got, part):
     know = learn_members(S['calib'], T['calib'], keypoint=False); part('How errors go together', [f"Correlation of the members' errors, mean of the keypoints: {correlation(know.fixed).mean(0).round(2).tolist()}; usual spread in sigma x box size: {know.spread.mean(1).round(2).tolist()}; the confidences are followed by {know.temper:g}."])
     f = c.fusers[c.chosen]; held = coverage_table(f, S['val'], T['val']); signs = sign_table(f, S['val'], T['val'], list(S['val'].names).index(c.best))
     part('Regions', [f'Stated {q:.0%}: held {v:.3f} ({lo:.3f} to {hi:.3f}).' for q, (v, lo, hi) in held.items()]); part('Signs of an error (AUROC for similarity below one half)', [f'{k}: {v:.3f}' for k, v in signs.items()])
+    best, fused = c.fusers[f'best member ({c.best})'](S['val'].only([c.best])), f(S['val']); where = [paired_bootstrap(c.evaluations[f'best member ({c.best})'], evaluate(T['val'], counted(T['val'], replace(a, score=b.score)))) for a, b in ((fused, best), (best, fused))]
+    part('Where the difference lies', [f'{what}: {d.value:+.4f} ({d.lo:+.4f} to {d.hi:+.4f})' for what, d in zip(("places of the fused, scores of the best member", "places of the best member, scores of the fused"), where)])
     B = {s: stack_people({**got[s][0], 'bad': wrong(next(iter(got[s][0].values())))}) for s in S}; b = compare_rules(B['calib'], T['calib'], B['val'], T['val']); part('With a member that is sure and wrong', table(b))
     d = paired_bootstrap(c.evaluations[c.chosen], b.evaluations[b.chosen]); part('What the bad member cost', [f'uniform: {b.row("uniform")["ap"] - c.row("uniform")["ap"]:+.4f} AP; ours ({c.chosen}, then {b.chosen}): {d.value:+.4f} ({d.lo:+.4f} to {d.hi:+.4f})'])
 

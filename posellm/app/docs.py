@@ -156,6 +156,7 @@ def _relink(stage, files):
             if c["cell_type"] == "markdown": c["source"] = fit(c["source"])
         write_json(f, nb)
 
+# %% ../../nbs/app/09_docs.ipynb #15dd3deb
 def stage_all(
     proc,   # folder of prepared notebooks (nbdev's _proc)
     stage,  # folder to write; emptied first

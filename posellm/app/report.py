@@ -19,7 +19,7 @@ from ..data.guard import uses_of_run
 from ..data.images import read_record
 from .evidence import captions as evidence_captions, evidence, methods, quality_of
 from .pictures import before_after, gallery, hardest, of_group
-from ..stages.eval import columns, handed_on, over_seeds, same_ground, sigma_sensitivity
+from ..stages.eval import columns, handed_on, over_seeds, row_before, sigma_sensitivity
 from ..viz.canvas import to_png
 from ..viz.plots import plot_history, plot_stages
 
@@ -111,8 +111,7 @@ def write_report(
 ) -> Path: # report.html
     "Write the run's report."
     root = Path(root); figs = figures(root, table, evaluations) if figs is None else figs
-    cfg = check_schema(read_json(root/'config.json'), root/'config.json'); i = last_heldout(table); t = table[i]
-    j = next((j for j in range(i-1, -1, -1) if same_ground(table[j], t)), None)
+    cfg = check_schema(read_json(root/'config.json'), root/'config.json'); i = last_heldout(table); t, j = table[i], row_before(table, i)
     sens = ', '.join(f'x{f:g}: {v:.3f}' for f, v in sigma_sensitivity(evaluations[i]).items())
     remarks = [*notes, *selection_note(root), f'AP with all sigmas scaled: {sens}.']; of_rows = [f"{r['stage']} {r['row']}, {r['split']}: {n}." for r in table for n in r.get('notes') or ()]
     return render(root/'report.html', name=root.name, versions=cfg.get('versions', {}), saved=cfg.get('saved', ''), headline=headline(t), notes=remarks, row_notes=of_rows, table=table, figures=figs, handed=handed_on(table, evaluations, cfg.get('chapters', {}).get('06_eval', {}).get('resamples') or 1000),

@@ -221,7 +221,7 @@ def stretch(self:Fit, journal, stop):
             if end and self.phase < len(c.phases) - 1: self.add_row(c.phases[self.phase].name)
             if epoch: self.milestone(epoch)
             if check or stop() or time.monotonic() - saved > c.save_seconds: self.save(); saved = time.monotonic()
-            if stop(): raise KeyboardInterrupt(f'stopped after step {self.step}; last.ckpt holds the state, resume goes on from there')
+            if stop(): raise KeyboardInterrupt(f'stopped after step {self.step}; ' + ('last.ckpt holds the state, resume goes on from there' if self.dir else 'without a run folder nothing was kept'))
 
 # %% ../../nbs/train/08_fit.ipynb #7ad06139
 def fit(
