@@ -73,11 +73,11 @@ def _covered(poses): # (N,K) 1 where a keypoint lies in the box of somebody else
         within = ((xy >= lo) & (xy <= hi)).all(-1); within[np.arange(len(at)), :, np.arange(len(at))] = False; out[at] = within.any(2)
     return out
 
-def _turned(poses, size): # (N,K,3) which side is the far one: nose beside the shoulders, towards the joint's own side or away; distances of left from right of the joint's pair and of the shoulders, across the picture, in box sizes
+def _turned(poses, size): # (N,K,3) which side is the far one: nose beside the shoulders, towards the joint's own side or away; distances of left from right of the joint's pair and of the shoulders, across the picture, in box sizes, gross mistakes cut
     names = [plain_name(n) for n in poses.skeleton.keypoints]; x = poses.xy[..., 0]/size[:, None]; where = [names.index(n) if n in names else -1 for n in ('nose', 'left_shoulder', 'right_shoulder')]
     if min(where) < 0 or poses.skeleton.flip is None: return np.zeros((*x.shape, 3))
     nose, l, r = (x[:, i] for i in where); side = np.array([dict(left=1., right=-1.).get(s, 0.) for s in poses.skeleton.sides]); wide = lambda v: np.broadcast_to(v[:, None], x.shape)
-    return np.stack([side*wide(nose - (l + r)/2), side*(x - x[:, poses.skeleton.flip]), wide(l - r)], -1)
+    return np.clip(np.stack([side*wide(nose - (l + r)/2), side*(x - x[:, poses.skeleton.flip]), wide(l - r)], -1), -.15, .15)
 
 def seen_signs(poses:Poses) -> np.ndarray: # (N,K,12)
     "What says that a joint is hidden, or outside the picture: confidence, that of the whole person, distance to the edge of the picture, whether the box touches it, at its foot too, another's box over the joint, place in the own box, size, which way the person is turned."
