@@ -3052,6 +3052,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'posellm.train.pretrain': { 'posellm.train.pretrain.Pretrain': ('train/pretrain.html#pretrain', 'posellm/train/pretrain.py'),
                                         'posellm.train.pretrain.Pretrain.__post_init__': ( 'train/pretrain.html#pretrain.__post_init__',
                                                                                            'posellm/train/pretrain.py'),
+                                        'posellm.train.pretrain.Pretrain.falling': ( 'train/pretrain.html#pretrain.falling',
+                                                                                     'posellm/train/pretrain.py'),
                                         'posellm.train.pretrain.Pretrain.rate': ( 'train/pretrain.html#pretrain.rate',
                                                                                   'posellm/train/pretrain.py'),
                                         'posellm.train.pretrain.Pretrain.shards_at': ( 'train/pretrain.html#pretrain.shards_at',

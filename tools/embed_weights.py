@@ -33,9 +33,9 @@ def row(name, ci, people, images): return f'| {name} | {people} people, {images}
 
 
 def begun(m):
-    "What was different in the part of the training that another run did."
+    "What was different in the parts of the training that other runs did."
     tell = lambda b: ', '.join(f'{k} {v}' for k, v in b['training'].items() if k != 'steps' and v != m['training'].get(k) and not isinstance(v, dict))
-    return ''.join(f' Its first {b["step"]:,} steps were another run ({tell(b)}).' for b in m.get('begun', []))
+    return ''.join(f' Its first {b["step"]:,} steps had other settings ({what}).' for b in m.get('begun', []) if (what := tell(b)))
 
 
 def card(info, rows, note=''):

@@ -68,7 +68,8 @@ class Pretrain:
     first:int=6 # shards that must be there before the first step
     margin:float=1.5 # stored region / crop
     coarse:float=.35 # share of people stored as if they had been small in the picture
-    augment:Augment=field(default_factory=partial(Augment, half_body=.15, scale=.25, rotate=30., rotate_p=.5)) # gentler than in fine-tuning: these people do not repeat
+    augment:Augment=field(default_factory=partial(Augment, half_body=.15, scale=.25, rotate=30., rotate_p=.5)) # gentler than in fine-tuning: these people hardly repeat
+    calm:Augment=field(default_factory=partial(Augment, half_body=.05, scale=.15, rotate=15., rotate_p=.4, shift=.08, cutout_p=.15)) # while the rate falls: views as they will be asked about
     precision:str='auto'
     seed:int=1
 
@@ -80,6 +81,8 @@ class Pretrain:
         "Learning rate of a step."
         fall = max(1, int(self.cooldown*self.steps))
         return self.lr*min(1., (step + 1)/max(1, self.warmup), (self.steps - step)/fall)
+
+    def falling(self, step:int) -> bool: return step >= self.steps - int(self.cooldown*self.steps)
 
     def shards_at(self, step:int) -> range:
         "Numbers of the shards in the window at a step."
@@ -172,10 +175,11 @@ class ShardFeed(Feed):
     def __init__(self, cfg, spec, device):
         hw = store_hw(cfg.input_hw, cfg.margin)
         store = SimpleNamespace(input_hw=cfg.input_hw, hw=hw, padding=spec.padding, family=spec.family, people=SimpleNamespace(skeleton=spec.skeleton))
-        super().__init__(store, spec, FitConfig(batch=cfg.batch, augment=cfg.augment, seed=cfg.seed), device); self.pre = cfg
+        super().__init__(store, spec, FitConfig(batch=cfg.batch, augment=cfg.augment, seed=cfg.seed), device)
+        self.pre, self.lively, self.calm = cfg, self.cfg, replace(self.cfg, augment=cfg.calm)
 
     def host(self, item) -> dict: # item: (step, shards of that step)
-        step, shards = item; g = rng(self.pre.seed, 'draw', step); numbers = sorted(shards)
+        step, shards = item; self.cfg = self.calm if self.pre.falling(step) else self.lively; g = rng(self.pre.seed, 'draw', step); numbers = sorted(shards)
         pick = g.integers(len(numbers), size=self.cfg.batch); rows = [(numbers[a], int(g.integers(len(shards[numbers[a]]['xy'])))) for a in pick]; mine = np.arange(len(rows))[rank()::world()]; rows = [rows[i] for i in mine]
         take = lambda k: np.stack([shards[j][k][r] for j, r in rows])
         bbox, on = take('bbox').astype(float), take('vis') > 0
