@@ -46,9 +46,10 @@ def people_to_find(truth:Poses, boxes) -> tuple: # (Poses with boxes, what boxes
     from posellm.data.images import read_image
     from posellm.models.detector import PersonBoxes
     find, parts = PersonBoxes(boxes), []
+    if find.table is not None: find.table.check_images(truth.images)
     with Progress(len(truth.images), 'boxes', 'images') as bar:
         for im in truth.images:
-            parts.append(people_from_boxes(*find(read_image(im['path']), im['file_name']), im, truth.skeleton)); bar.step()
+            parts.append(people_from_boxes(*find(read_image(im['path']), im), im, truth.skeleton)); bar.step()
     return concat(parts), find.source
 
 def measure_model(
