@@ -70,9 +70,9 @@ def main():
     for name, s in zip((*rules, 'precision with confidence and covariance', 'bringing three members into step'), secs):
         print(f'{name:<44}{o.people/s:>12,.0f} people/s'); out[name] = dict(ours=round(o.people/s), peer=None, unit='people/s', peer_name=None)
     maps = members_maps(o.maps); w = (.5, .3, .2); ours = lambda: fuse_maps(maps, w, grid=0).decode()[0]; loop = lambda: loop_over_people(maps, w)
-    d = np.linalg.norm(ours() - loop(), axis=-1)/cell_size(maps[0]).max(1)[:, None]; a, b = timed(ours, loop, repeat=max(2, o.repeat//2))
+    d = np.linalg.norm(ours() - loop(), axis=-1)/cell_size(maps[0]).max(1)[:, None]; a, b = timed(ours, loop, repeat=2*o.repeat + 1)
     print(f'maps 64x48, three members: {o.maps/a:,.0f} people/s, loop {o.maps/b:,.0f} people/s: {b/a:.1f} times; points differ by {np.median(d):.3f} cells (median)')
-    same = [maps[0], Maps(maps[1].heatmaps, maps[0].M, maps[0].codec), Maps(maps[0].heatmaps, maps[0].M, maps[0].codec)]; c, e = timed(lambda: fuse_maps(same, w, grid=0).decode()[0], lambda: loop_over_people(same, w), repeat=max(2, o.repeat//2))
+    same = [maps[0], Maps(maps[1].heatmaps, maps[0].M, maps[0].codec), Maps(maps[0].heatmaps, maps[0].M, maps[0].codec)]; c, e = timed(lambda: fuse_maps(same, w, grid=0).decode()[0], lambda: loop_over_people(same, w), repeat=2*o.repeat + 1)
     print(f'maps 64x48, one grid:      {o.maps/c:,.0f} people/s, loop {o.maps/e:,.0f} people/s: {e/c:.1f} times')
     out['maps 64x48, three grids'] = dict(ours=round(o.maps/a, 1), peer=round(o.maps/b, 1), unit='people/s', peer_name='loop over people, OpenCV'); out['maps 64x48, one grid'] = dict(ours=round(o.maps/c, 1), peer=round(o.maps/e, 1), unit='people/s', peer_name='loop over people, OpenCV')
     print(json.dumps(out))

@@ -20,6 +20,7 @@ from ..metrics.oks import oks_nms, rescore
 from ..metrics.stats import paired_bootstrap
 from ..pose.codec import KINDS
 from ..pose.poses import Poses
+from ..pose.skeleton import plain_name
 
 # %% ../../nbs/refine/30_postprocess.ipynb #3b8ea464
 def smooth_maps(
@@ -72,27 +73,36 @@ def _covered(poses): # (N,K) 1 where a keypoint lies in the box of somebody else
         within = ((xy >= lo) & (xy <= hi)).all(-1); within[np.arange(len(at)), :, np.arange(len(at))] = False; out[at] = within.any(2)
     return out
 
-def seen_signs(poses:Poses) -> np.ndarray: # (N,K,9)
-    "What says that a joint is hidden, or outside the picture: confidence, that of the whole person, distance to the edge of the picture, whether the box touches it, at its foot too, another's box over the joint, place in the own box, size."
+def _turned(poses, size): # (N,K,3) which side is the far one: nose beside the shoulders, towards the joint's own side or away; distances of left from right of the joint's pair and of the shoulders, across the picture, in box sizes, gross mistakes cut
+    names = [plain_name(n) for n in poses.skeleton.keypoints]; x = poses.xy[..., 0]/size[:, None]; where = [names.index(n) if n in names else -1 for n in ('nose', 'left_shoulder', 'right_shoulder')]
+    if min(where) < 0 or poses.skeleton.flip is None: return np.zeros((*x.shape, 3))
+    nose, l, r = (x[:, i] for i in where); side = np.array([dict(left=1., right=-1.).get(s, 0.) for s in poses.skeleton.sides]); wide = lambda v: np.broadcast_to(v[:, None], x.shape)
+    return np.clip(np.stack([side*wide(nose - (l + r)/2), side*(x - x[:, poses.skeleton.flip]), wide(l - r)], -1), -.15, .15)
+
+def seen_signs(poses:Poses) -> np.ndarray: # (N,K,12)
+    "What says that a joint is hidden, or outside the picture: confidence, that of the whole person, distance to the edge of the picture, whether the box touches it, at its foot too, another's box over the joint, place in the own box, size, which way the person is turned."
     wh, box, size = image_sizes(poses), poses.bbox, box_sizes(poses); a = _logit(poses.conf)
     gap = np.minimum(np.minimum(poses.xy, wh[:, None] - 1 - poses.xy).min(-1)/size[:, None], 1); beside = np.minimum(box[:, 0], wh[:, 0] - box[:, 0] - box[:, 2]) < 2; under = wh[:, 1] - box[:, 1] - box[:, 3] < 2
     low = (poses.xy[..., 1] - box[:, 1:2])/np.maximum(box[:, 3:], 1) > .9
     person = [np.broadcast_to(np.asarray(v, float)[:, None], a.shape) for v in (a.mean(1), beside, under, np.log(size))]
-    return np.stack([a, person[0], gap, np.maximum(.05 - gap, 0)*20, person[1], person[2], _covered(poses), low*1., person[3]], -1)
+    return np.concatenate([np.stack([a, person[0], gap, np.maximum(.05 - gap, 0)*20, person[1], person[2], _covered(poses), low*1., person[3]], -1), _turned(poses, size)], -1)
 
 def _logit(p): p = np.clip(p, 1e-3, 1 - 1e-3); return np.log(p/(1 - p))
 def _chance(x, w): return 1/(1 + np.exp(-np.clip(np.einsum('nkf,kf->nk', x, w[:, :-1]) + w[:, -1], -30, 30)))
 
-# %% ../../nbs/refine/30_postprocess.ipynb #d52fd628
+# %% ../../nbs/refine/30_postprocess.ipynb #8afe1cb3
+def _widened(w): # (K,13) weights of fewer signs (the first ones), and of 1: the others say nothing
+    w = np.asarray(w, float); return np.concatenate([w[:, :-1], np.zeros((len(w), 13 - w.shape[1])), w[:, -1:]], 1)
+
 @dataclass(eq=False)
 class Visibility:
     "Tells three states apart."
-    weights:np.ndarray # (K,10) of `seen_signs` and 1 -> log odds of being visible rather than occluded; (K,2): of the confidence and 1
-    out:np.ndarray=None # (K,10) the same for being outside the picture; None: what was predicted there
+    weights:np.ndarray # (K,13) of `seen_signs` and 1 -> log odds of being visible rather than occluded; (K,2): of the confidence and 1
+    out:np.ndarray=None # (K,13) the same for being outside the picture; None: what was predicted there
     margin:float=0. # pixels beyond the edge from which a joint is outside in any case
     cut:float=.5; cut_out:float=.5 # chance of being visible below which a joint is called occluded; of being outside from which it is called so
     fitted_on:dict=field(default_factory=dict)
-    def __post_init__(self): self.weights = np.concatenate([w[:, :1], np.zeros((len(w), 8)), w[:, 1:]], 1) if (w := np.asarray(self.weights, float)).shape[1] == 2 else w
+    def __post_init__(self): self.weights, self.out = (None if w is None else _widened(w) for w in (self.weights, self.out))
     def chances(self, poses:Poses): # (N,K), (N,K)
         "Probability of being visible, for joints inside the picture, and of being outside."
         x = seen_signs(poses); wh = image_sizes(poses)[:, None]; beyond = ((poses.xy < -self.margin) | (poses.xy > wh - 1 + self.margin)).any(-1)
@@ -122,7 +132,7 @@ def fit_visibility(
     m, t, _ = labelled_pairs(truth, pred); x, v = seen_signs(pred[m]), truth.vis[t]; K = truth.K; pair = lambda k: [k] if truth.skeleton.flip is None else sorted({k, int(truth.skeleton.flip[k])}) # left and right mean the same
     def fit(on, y): # a joint and its partner together; where there is too little of them, all together
         some = lambda ks: (x[:, ks][on[:, ks]], y[:, ks][on[:, ks]]*1.); every = some(range(K)); rare = lambda z: min(z.sum(), len(z) - z.sum()) < few
-        line = lambda a, b: logistic_fit(a, b, ridge=1.) if 0 < b.sum() < len(b) else np.array([0.]*9 + [4. if b.all() else -4.])
+        line = lambda a, b: logistic_fit(a, b, ridge=1.) if 0 < b.sum() < len(b) else np.array([0.]*x.shape[-1] + [4. if b.all() else -4.])
         every = line(*every); return np.stack([every if rare((z := some(pair(k)))[1]) else line(*z) for k in range(K)])
     out = Visibility(fit(v > 0, v == 2), fitted_on=dict(file=truth.file, people=len(m))); on = v > 0
     out.cut = float(np.quantile(out.chances(pred[m])[0][on], (v[on] == 1).mean())) if on.any() else .5
