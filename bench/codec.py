@@ -82,7 +82,7 @@ def contestants(size, quick):
     """{group: {name: (call, people)}} for one heatmap size; the first of a group is ours, the second the peer of the ratio."""
     input_hw = SIZES[size]
     gen = np.random.default_rng(0)
-    codec, mm = make_codec("udp", input_hw), make_codec("udp", input_hw, variant="mmpose")
+    codec, mm = (make_codec("udp", input_hw, blur_kernel=11, variant=v) for v in ("vitpose", "mmpose"))
     sigma, hw = int(codec.sigma), codec.heatmap_hw
     xy = gen.uniform(.05, .95, (BATCH, K, 2)) * np.array(input_hw[::-1])
     xy_t, weight = torch.tensor(xy, dtype=torch.float32), torch.ones(BATCH, K)

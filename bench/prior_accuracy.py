@@ -2,6 +2,7 @@
 
     python bench/prior_accuracy.py train --out FOLDER      # learns a prior from real poses (COCO train labels) and generated ones
     python bench/prior_accuracy.py measure --prior FOLDER --out bench/results/prior.json
+    python bench/prior_accuracy.py sides --prior FOLDER --out bench/results/prior.json    # exchanged sides alone, with the curves; the rest of the file stays
 
 Needs coco_yolo_pose_labels (labels without images) and eval_mvor of the shared data; says so and stops where they are absent.
 """
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 
 from posellm.core.errors import PoseError
-from posellm.core.files import write_json
+from posellm.core.files import read_json, write_json
 from posellm.core.paths import shared_data
 from posellm.core.rng import rng
 from posellm.data.bare import bare_poses
@@ -90,6 +91,19 @@ def recall_at(ratio, right, wrong, there, least=.95):
     _, p, r = precision_recall(ratio, right, wrong, there); ok = np.flatnonzero((p >= least) & (r > 0)); return float(r[ok[-1]]) if len(ok) else 0.
 
 
+RECALLS = .05, .1, .2, .3, .4, .5, .6, .7, .8
+
+
+def curve_of(ratio, right, wrong, there):
+    """The best precision at which a recall of `RECALLS` is reached, whatever the threshold."""
+    _, p, r = precision_recall(ratio, right, wrong, there); best, at = np.maximum.accumulate(p[::-1])[::-1], np.searchsorted(r, RECALLS); return {str(x): float(best[i]) if i < len(best) else 0. for x, i in zip(RECALLS, at)}
+
+
+def between(ratio, right, wrong, there, n=200):
+    """95 % interval of `recall_at`: people drawn with replacement."""
+    g = rng(SEED, 'sides', 'bootstrap'); draws = (g.integers(0, len(ratio), len(ratio)) for _ in range(n)); return np.quantile([recall_at(*(v[i] for v in (ratio, right, wrong, there))) for i in draws], (.025, .975)).tolist()
+
+
 def looks_back(truth):
     """People whose nose and an eye are labelled: from the front or half so, and one can tell."""
     at = [truth.skeleton.keypoints.index(n) for n in ('nose', 'left_eye', 'right_eye')]; on = truth.labelled[:, at]; return on[:, 0] & on[:, 1:].any(1)
@@ -104,7 +118,7 @@ def sides_table(sides, truth, em, trust, prevalence=.05, repeats=4):
         for i, d in enumerate(drawn):
             bad, pairs, matters = exchanged_people(truth, d, prevalence, SEED + i); t = trust(bad.conf, np.full(len(bad), 100.)); done = sides.decide(bad, t)[0]; right += (done & pairs & matters).sum(); wrong += (done & ~pairs & matters).sum(); there += (pairs & matters).sum(); people += (pairs & matters).any(1).sum()
             lot.append(repairs(sides, bad, t, pairs, matters)[1:])
-        row = dict(errors=name, people=len(truth), exchanged_people=int(people), pairs=int(there), repaired=int(right + wrong), precision=float(right/max(right + wrong, 1)), recall=float(right/max(there, 1)), reachable=recall_at(*cat(lot)), alone={}, alone_face={})
+        row = dict(errors=name, people=len(truth), exchanged_people=int(people), pairs=int(there), repaired=int(right + wrong), precision=float(right/max(right + wrong, 1)), recall=float(right/max(there, 1)), reachable=recall_at(*cat(lot)), reachable_95=between(*cat(lot)), curve=curve_of(*cat(lot)), alone={}, alone_face={})
         for group in limb_groups(truth.skeleton):
             got = []
             for i, d in enumerate(drawn): bad, pairs, matters = exchanged_people(truth, d, prevalence, SEED + i, group); got.append((*repairs(sides, bad, trust(bad.conf, np.full(len(bad), 100.)), pairs, matters, group)[1:], face))
@@ -118,7 +132,9 @@ def sides_lines(sides):
     name = dict(real='COCO val', generated='generated', generated_by_embedded='generated'); rows = [(name[w], r) for w, rows in sides.items() for r in rows]
     if not rows: return []
     out = ['| people | other errors | exchanged people | repaired pairs | precision | recall | most that is found at precision 0.95 |', '|---|---|---|---|---|---|---|']
-    out += [f"| {w} | {r['errors']} | {r['exchanged_people']} | {r['repaired']} | {r['precision']:.3f} | {r['recall']:.3f} | {r['reachable']:.3f} |" for w, r in rows]
+    out += [f"| {w} | {r['errors']} | {r['exchanged_people']} | {r['repaired']} | {r['precision']:.3f} | {r['recall']:.3f} | {r['reachable']:.3f} ({r['reachable_95'][0]:.3f} to {r['reachable_95'][1]:.3f}) |" for w, r in rows]
+    out += ['', 'The curve behind the last column, groups by lot: the best precision that any threshold of this network has at each recall, chosen with hindsight. Wanted is 0.95 at 0.6.', '', '| people | other errors | ' + ' | '.join(f'recall {x}' for x in RECALLS) + ' |', '|---'*(len(RECALLS) + 2) + '|']
+    out += [f"| {w} | {r['errors']} | " + ' | '.join(f'{v:.2f}' for v in r['curve'].values()) + ' |' for w, r in rows]
     out += ['', 'Each group alone, 5 % of the people exchanged in this way: the most that any threshold finds at a precision of 0.95 (recall of pairs); in brackets only people whose nose and an eye are labelled.', '', '| group | ' + ' | '.join(f"{w}, {r['errors']}" for w, r in rows) + ' |', '|---'*(len(rows) + 1) + '|']
     return out + [f'| {g} | ' + ' | '.join(f"{r['alone'][g]:.2f} ({r['alone_face'][g]:.2f})" for _, r in rows) + ' |' for g in rows[0][1]['alone']]
 
@@ -154,11 +170,23 @@ def measure(a):
     gen = bare_poses(3000, seed=900)
     out = dict(schema=1, date=time.strftime('%Y-%m-%d'), seed=SEED, people=len(val), images=len(val.images), area='0.53 w h', boxes='ground truth', confidences=em.source, confident_right=int(must.sum()), rates={n: float((kind[val.labelled] == j).mean()) for j, n in enumerate(('good', 'jitter', 'inversion', 'swap', 'miss'))},
                methods=rows, rescored=rescored, plausibility=dict(area=area, threshold_keeps=float((p >= least).mean()), spoiled_above=float((q >= least).mean())), sides=dict(real=sides_table(real.sides, val, em, trust), generated=sides_table(real.sides, gen, em, trust)), resamples=a.resamples, seconds=time.time() - start, cards=dict(real=real.card, embedded=own.card, gate=dict(margin=real.gate.margin, few=real.gate.few, stake=real.gate.stake), acting=list(real.sides.thresholds) if real.sides else []))
-    write_json(a.out, out, indent=1); a.out.with_suffix('.md').write_text(page(out), encoding='utf8'); print({k: out[k] for k in ('rescored', 'plausibility', 'sides')})
+    leave(a.out, out); print({k: out[k] for k in ('rescored', 'plausibility', 'sides')})
+
+
+def leave(file, out):
+    """The file and its page; what was written by hand below the tables stays."""
+    md = file.with_suffix('.md'); _, mark, hand = (md.read_text(encoding='utf8') if md.exists() else '').partition('\n## Reading it\n')
+    write_json(file, out, indent=1); md.write_text(page(out) + mark + hand, encoding='utf8')
+
+
+def measure_sides(a):
+    _, _, val = three_parts(); em = published_errors(val.skeleton); real = load_prior(a.prior); out = read_json(a.out); sets = dict(real=val, generated=bare_poses(3000, seed=900))
+    leave(a.out, {**out, 'sides': {k: sides_table(real.sides, p, em, real.trust) for k, p in sets.items()}})
 
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter); s = p.add_subparsers(required=True)
     q = s.add_parser('train'); q.add_argument('--steps', type=int, default=9000); q.add_argument('--hidden', type=int, default=384); q.add_argument('--sides-steps', type=int, default=5000); q.add_argument('--seed', type=int, default=0); q.add_argument('--out', type=Path, required=True); q.set_defaults(do=learn)
     q = s.add_parser('measure'); q.add_argument('--prior', required=True); q.add_argument('--resamples', type=int, default=1000); q.add_argument('--out', type=Path, default=Path('bench/results/prior.json')); q.set_defaults(do=measure)
+    q = s.add_parser('sides'); q.add_argument('--prior', required=True); q.add_argument('--out', type=Path, default=Path('bench/results/prior.json')); q.set_defaults(do=measure_sides)
     torch.set_num_threads(1); a = p.parse_args(); a.do(a)

@@ -1,54 +1,62 @@
 """Does learning from unlabelled images help? Supervised training against the methods of posellm.ssl on people of a domain that the start does not know.
 
-    python bench/ssl_experiment.py --start WEIGHTS --out bench/results/ssl_experiment --jobs supervised multiaugs --seeds 0 1 2
+    python bench/ssl_experiment.py --labelled 100 50 200 --steps 1500 --jobs supervised multiaugs multiaugs-dual supervised@multiaugs --seeds 0 1 2 --once pseudo-label posecons posedual mean-teacher --curve supervised multiaugs
 
 Generated people (default): the start has seen people of the generator's base look; labelled, unlabelled, hidden and reported people come from synth-v1,
 whose look is another. With --data coco_subset the people are real photographs: labelled = part of train2017, unlabelled = its rest, extra2017 and, where
 the folder is beside it, lspet (boxes around the keypoints; the keypoints themselves are not used).
-Each job is one method and one seed, at the optimizer steps of --steps ("steps") or, for supervised, at as many seconds as MultiAugs took ("compute").
-Finished jobs are kept and skipped, begun ones go on where they stopped; the table (bench/results/ssl_experiment.md) is rewritten after each job. AP is COCO's with true boxes and the flip
-test, on people that neither trained nor chose weights; differences are paired over images, and averaged over seeds within each resample.
+A job is one method, one seed and one number of labelled people. --jobs run with every seed and --once with the first, both with the first number of --labelled; --curve runs with the other
+numbers too (first seed). supervised@NAME trains as long as NAME's passes allow (equal compute: a training pass counts three times an inference pass, whatever else the machine does meanwhile).
+NAME+WORD is NAME with settings of its own in --over, e.g. {"multiaugs+sure": {"mask": 0.5}}. Every method gets the same batches of labelled people, learning rate, schedule, augmentation and choice of weights.
+Killed anywhere, the same command goes on at the last saved step and comes to the same weights; finished jobs are kept. After each job OUT.md, OUT.json and OUT.png (gain against labelled people and against steps) are
+written anew. AP is COCO's with true boxes and the flip test, on people that neither trained nor chose weights; differences are paired over images, and averaged over seeds within each resample.
 """
 import argparse
+import gc
 import json
 import os
+import shutil
 import platform
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from posellm.app.report import processor
-from posellm.core.files import read_json, write_atomic, write_json
+from posellm.core.errors import PoseError
+from posellm.core.files import read_json, sha256, write_atomic, write_json
 from posellm.core.log import setup_log
 from posellm.core.paths import data_root
 from posellm.data.coco import load_data
 from posellm.data.synth import synth_v1
 from posellm.metrics.ap import evaluate
 from posellm.metrics.stats import difference_of, draw_images, resample
+from posellm.models.weights import embedded
 from posellm.models.zoo import create_model
 from posellm.pose.poses import Poses, concat
 from posellm.pose.skeleton import get_skeleton
-from posellm.ssl.config import semi
-from posellm.ssl.methods import METHODS, settings
-from posellm.ssl.semi import fit_semi, load_yardstick, save_yardstick
+from posellm.ssl.methods import METHODS, passes, settings
+from posellm.ssl.semi import fit_semi, load_yardstick
 from posellm.ssl.turn import Turn
 from posellm.ssl.twin import Twin
 from posellm.ssl.unlabelled import hide_labels
-from posellm.train.device import peak_mib
-from posellm.train.recipe import Phase, recipe
+from posellm.train.device import now_mib, peak_mib
+from posellm.train.recipe import Phase, deciding, recipe
+from posellm.viz.canvas import figure, to_png
 
 
 def posed(p): return p[(p.num_keypoints > 0) & ~p.iscrowd]
 
 
-def generated(n_labelled, n_unlabelled, n_hidden, n_val, folder=None):
-    "Labelled, unlabelled, hidden and reported people of synth-v1 (of `folder`, when it has been written already)."
-    folder = Path(folder) if folder else data_root()/'synth'/f'ssl-{n_labelled}-{n_unlabelled}-{n_hidden}-{n_val}'
-    if not folder.exists(): synth_v1().write(folder, len(os.sched_getaffinity(0)), n_labelled + n_unlabelled + n_hidden, n_val, 0)
-    train, val = (load_data(folder, s, images=False) for s in ('train', 'val')); cut = cutter(train); a, b = n_labelled, n_labelled + n_hidden
-    return cut(0, a), hide_labels(cut(b, b + n_unlabelled)), cut(a, b), cutter(val)(0, n_val)
+def generated(most, n_unlabelled, n_hidden, n_val, folder=None):
+    "Function n -> labelled, unlabelled, hidden and reported people of synth-v1 (of `folder`, when it has been written already): the labelled ones are the first n of `most`, the others do not depend on n."
+    made = Path(folder) if folder else data_root()/'synth'/f'ssl-{most}-{n_unlabelled}-{n_hidden}-{n_val}'
+    if not folder and not (made/'done.json').is_file():
+        shutil.rmtree(made, ignore_errors=True); synth_v1().write(made, len(os.sched_getaffinity(0)), most + n_unlabelled + n_hidden, n_val, 0); write_json(made/'done.json', {})
+    train, val = (load_data(made, s, images=False) for s in ('train', 'val')); cut, end = cutter(train), most + n_hidden; rest = hide_labels(cut(end, end + n_unlabelled)), cut(most, end), cutter(val)(0, n_val)
+    return lambda n: (cut(0, n), *rest)
 
 
 def cutter(people, order=None):
@@ -57,12 +65,12 @@ def cutter(people, order=None):
     return lambda a, b: people.take_images(ids[(count > a) & (count <= b)].tolist())
 
 
-def photographs(folder, n_labelled):
-    "The same from real photographs; a fifth of the labelled ones is hidden."
+def photographs(folder, most):
+    "The same from real photographs; half as many as are labelled, at least 60, are hidden."
     folder = Path(folder); train, val, extra = (load_data(folder, s) for s in ('train', 'val', 'extra')); r = np.random.default_rng(0)
-    cut = cutter(train, r.permutation([im['id'] for im in train.images])); n = n_labelled; h = max(60, n//2)
-    rest = [cut(n + h, 10**9), extra] + ([leeds_boxes(folder.parent/'lspet')] if (folder.parent/'lspet').is_dir() else [])
-    return cut(0, n), concat_hidden(rest), cut(n, n + h), val
+    cut = cutter(train, r.permutation([im['id'] for im in train.images])); h = max(60, most//2)
+    rest = concat_hidden([cut(most + h, 10**9), extra] + ([leeds_boxes(folder.parent/'lspet')] if (folder.parent/'lspet').is_dir() else [])), cut(most, most + h), val
+    return lambda n: (cut(0, n), *rest)
 
 
 def leeds_boxes(folder):
@@ -91,75 +99,143 @@ def start_nets(a, cfg):
     return nets[0] if cfg.nets == 1 else Twin(*nets)
 
 
-def overrides(a, method):
-    "Fields of SemiConfig from --over, for all methods or, under a method's name, for that one; `turn` as [degrees, probability, scale]."
-    d = json.loads(a.over); d = {k: v for k, v in d.items() if k not in METHODS} | d.get(method, {})
-    return {k: Turn(*v) if k == 'turn' else tuple(v) if isinstance(v, list) else v for k, v in d.items()}
+def method_of(name): return name.split('@')[0].split('+')[0]
 
 
-def job(a, name, steps, seed, parts, yardstick=None):
+def config(a, name, steps, seed=0):
+    "Settings of a job: what all share, the method's own, and those of --over (for all methods, or under a job's name; `turn` as [degrees, probability, scale])."
+    base = recipe('small', phases=(Phase('semi', a.lr, steps=steps, warmup=.05),), batch=a.batch, ema=a.ema, seed=seed, precision='auto', workers=1, loggers=(), val_steps=max(1, steps//a.checks), layer_decay=1., save_seconds=60.)
+    d = json.loads(a.over); own = d.get(name.split('@')[0], {}); d = {k: v for k, v in d.items() if not isinstance(v, dict)} | own
+    return settings(method_of(name), base, **({k: Turn(*v) if k == 'turn' else tuple(v) if isinstance(v, list) else v for k, v in d.items()} if method_of(name) != 'supervised' else {}))
+
+
+def cost(cfg): n, m = passes(cfg); return n + m/3 # of a step, in supervised steps
+
+
+def steps_of(a, name): return round(a.steps*cost(config(a, name.split('@')[1], 1))) if '@' in name else a.steps
+
+
+def planned(a):
+    "Jobs in the order in which they are most use: (labelled, name, seed)."
+    n, *others = a.labelled; first, *seeds = a.seeds; names = [*a.jobs, *a.once]
+    for x in names:
+        if method_of(x) not in METHODS or ('@' in x and method_of(x.split('@')[1]) not in METHODS): raise SystemExit(f'unknown job {x!r}; allowed: {", ".join(METHODS)}, supervised@NAME, NAME+WORD')
+    if 'supervised' not in a.jobs: raise SystemExit('--jobs must begin with supervised: everything is compared with it')
+    if others and 'supervised' not in a.curve: raise SystemExit('--curve must begin with supervised')
+    return [(n, x, first) for x in names] + [(m, x, first) for m in others for x in a.curve] + [(n, x, s) for s in seeds for x in a.jobs]
+
+
+def job(a, n, name, seed, parts, folder):
     "Train one network; its record."
-    lab, unl, hidden, val = parts; method = name.split('@')[0]
-    base = recipe('small', phases=(Phase('semi', a.lr, steps=steps, warmup=.05),), batch=a.batch, ema=a.ema, seed=seed, precision='auto', workers=1, loggers=(), val_steps=max(1, steps//a.checks), layer_decay=1.)
-    cfg = settings(method, base, **(overrides(a, method) if method != 'supervised' else {})); folder = Path(a.work)/f'{name}-{seed}'
-    model = start_nets(a, cfg); t0 = time.process_time()
-    history, done = fit_semi(model, lab, unl if cfg.paths else None, hidden, cfg, folder, resume=True, yardstick=yardstick, reports=dict(val=val))
+    lab, unl, hidden, val = parts; steps = steps_of(a, name); cfg = config(a, name, steps, seed); supervised = not cfg.paths
+    yardstick = None if supervised else load_yardstick(folder.parent/f'supervised-{seed}', hidden); clear_peak(); model = start_nets(a, cfg)
+    history, _ = fit_semi(model, lab, None if supervised else unl, hidden, cfg, folder, resume=True, yardstick=yardstick, reports=dict(val=val))
     row = history.rows[-1]
-    write_json(folder/'record.json', dict(name=name, seed=seed, steps=history.steps, seconds=history.seconds, cpu=time.process_time() - t0, best_step=history.best['step'], stopped=history.stopped, peak_mib=peak_mib(), start_ap=history.rows[0]['ap'],
-               ap=row['ap'], results=str(folder/row['results']), history=[{k: l.get(k) for k in ('step', 'ap', 'delta', 'delta_lo', 'delta_hi', 'verdict', 'right', 'used', 'peak', 'background', 'sup', 'unsup')} for l in history.history]))
-    return read_json(folder/'record.json'), done.checks
+    write_json(folder/'record.json', dict(name=name, seed=seed, labelled=n, steps=history.steps, cost=cost(cfg), seconds=history.seconds, best_step=history.best['step'], stopped=history.stopped, peak_mib=peak(), start_ap=history.rows[0]['ap'],
+               ap=row['ap'], results=row['results'], settings=about(a, cfg), history=[{k: l.get(k) for k in ('step', 'ap', 'delta', 'delta_lo', 'delta_hi', 'verdict', 'right', 'used', 'peak', 'background', 'sup', 'unsup')} for l in history.history]))
+    return record(a, n, name, seed, folder)
 
 
-def table(a, records, val, counts):
+def about(a, cfg): return dict(deciding(cfg), hw=list(a.hw), start=a.start, data=Path(a.data).name, unlabelled=None, counts=[max(a.labelled), a.unlabelled, a.hidden, a.val]) # what must agree for a finished job to be kept
+
+
+def record(a, n, name, seed, folder):
+    "A finished job, or None; one of other settings is refused."
+    if not (folder/'record.json').is_file(): return None
+    r = read_json(folder/'record.json'); want = json.loads(json.dumps(about(a, config(a, name, steps_of(a, name), seed)))); bad = [k for k in want if r['settings'].get(k) != want[k] and k not in ('augment', 'easy')]
+    if bad: raise PoseError('this job was finished with other settings', file=folder/'record.json', field=', '.join(bad), found=[r['settings'].get(k) for k in bad], allowed=[want[k] for k in bad], todo='give another --work')
+    return dict(r, results=str(folder/r['results']))
+
+
+def clear_peak(): # the peak of memory counts anew (Linux; elsewhere it is that of all jobs so far)
+    gc.collect()
+    try: Path('/proc/self/clear_refs').write_text('5')
+    except OSError: pass
+
+
+def peak():
+    try: return int(next(l for l in Path('/proc/self/status').read_text().splitlines() if l.startswith('VmHWM')).split()[1])/1024
+    except OSError: return peak_mib()
+
+
+def left(a, jobs, records):
+    "Time the jobs that are not finished need, from what the finished ones took."
+    rate = [r['seconds']/(r['steps']*r['cost']) for r in records if r['steps']]; todo = sum(steps_of(a, x)*cost(config(a, x, 1)) for n, x, s in jobs if not any((r['labelled'], r['name'], r['seed']) == (n, x, s) for r in records))
+    return f'{todo:.0f} supervised steps of work' + (f', about {todo*np.median(rate)*1.1/3600:.1f} h' if rate else '; hours are known after the first job') # a tenth for checks
+
+
+class Comparison:
+    "AP of all finished jobs on the same resampled images."
+    def __init__(self, records, val):
+        self.by, self.samples, self.values = {}, {}, {}; self.draws = draw_images(len(evaluate(val, val_pred(records[0], val)).image_ids), 1000, 0)
+        for r in records:
+            k = r['labelled'], r['name'], r['seed']; e = evaluate(val, val_pred(r, val)); self.by.setdefault(k[:2], {})[r['seed']] = r; self.samples[k], self.values[k] = resample(e, self.draws, ('AP',))[:, 0], e.stats['AP']
+
+    def versus(self, n, name, base): # difference over the seeds that both have, or None
+        both = [s for s in self.by[n, name] if s in self.by.get((n, base), {})]; mean = lambda d, x: np.mean([d[n, x, s] for s in both], 0)
+        return None if not both or name == base else difference_of('AP', mean(self.values, base), mean(self.values, name), mean(self.samples, name) - mean(self.samples, base), self.draws.shape[1])
+
+
+def table(a, records, compared, counts):
     "Markdown: every method beside the supervised yardstick at equal steps and at equal compute."
-    by = {}
-    for r in records: by.setdefault(r['name'], {})[r['seed']] = r
-    draws = draw_images(len(evaluate(val, val_pred(records[0], val)).image_ids), 1000, 0); samples, values = {}, {}
-    for n, seeds in by.items():
-        for s, r in seeds.items(): e = evaluate(val, val_pred(r, val)); samples[n, s], values[n, s] = resample(e, draws, ('AP',))[:, 0], e.stats['AP']
-    def versus(n, base):
-        both = [s for s in by[n] if s in by.get(base, {})]
-        if not both or n == base: return '-'
-        d = difference_of('AP', np.mean([values[base, s] for s in both]), np.mean([values[n, s] for s in both]), np.mean([samples[n, s] - samples[base, s] for s in both], 0), draws.shape[1])
-        return f'{100*d.value:+.1f} ({100*d.lo:+.1f} to {100*d.hi:+.1f})'
-    out = [f'# Unlabelled images: {"generated people" if a.data == "synth" else Path(a.data).name}', '', f'{time.strftime("%Y-%m-%d")}, 2 cores of an {processor()}, machine shared with other work, one thread, Python {platform.python_version()}.',
-           f'`{command(a)}`', '', f'{counts[0]} labelled, {counts[1]} unlabelled, {counts[2]} hidden (choose the weights, feed the brake; they count as labels used), {counts[3]} reported people. Network posellm-s at {a.hw[0]}x{a.hw[1]}, batch {a.batch} + {a.batch}, learning rate {a.lr}, start: {a.start_note}.', '',
-           'AP x 100 (OKS .50:.95, true boxes, flip test); mean over seeds; differences paired over images (95 %, 1,000 resamples), averaged over seeds.', '',
-           '| method | seeds | steps | seconds | AP | each seed | minus supervised, equal steps | minus supervised, equal compute | peak MiB |', '|---|---|---|---|---|---|---|---|---|',
-           f'| start | | 0 | 0 | {100*np.mean([r["start_ap"] for r in records]):.1f} | | | | |']
-    for n, seeds in by.items():
+    show = lambda d: '-' if d is None else f'{100*d.value:+.1f} ({100*d.lo:+.1f} to {100*d.hi:+.1f})'
+    out = [f'# Unlabelled images: {"generated people" if a.data == "synth" else Path(a.data).name}', '', f'{time.strftime("%Y-%m-%d")}, {processor()}, machine shared with other work, {torch.get_num_threads()} thread{"s"*(torch.get_num_threads() > 1)}, Python {platform.python_version()}.',
+           f'`{command(a)}`', '', f'{counts[0]} unlabelled, {counts[1]} hidden (choose the weights, feed the brake; they count as labels used), {counts[2]} reported people. Network posellm-s at {a.hw[0]}x{a.hw[1]}, batch {a.batch} + {a.batch}, learning rate {a.lr}, start: {a.start_note}, {a.mark}.', '',
+           'AP x 100 (OKS .50:.95, true boxes, flip test); mean over seeds; differences paired over images (95 %, 1,000 resamples), averaged over seeds. Equal compute: against supervised training of as many passes (a training pass counts three inference passes). Best: step of the kept weights.', '',
+           '| labelled | method | seeds | steps | seconds | AP | each seed | best | minus supervised, equal steps | minus supervised, equal compute | peak MiB |', '|---|---|---|---|---|---|---|---|---|---|---|',
+           f'| | start | | 0 | 0 | {100*np.mean([r["start_ap"] for r in records]):.1f} | | | | | |']
+    for (n, name), seeds in compared.by.items():
         rs = list(seeds.values()); m = lambda k: np.mean([r[k] for r in rs])
-        out.append(f'| {n} | {len(rs)} | {m("steps"):.0f} | {m("seconds"):.0f} | {100*m("ap"):.1f} | {", ".join(f"""{100*r["ap"]:.1f}""" for r in rs)} | {versus(n, "supervised")} | {versus(n, "supervised@compute")} | {m("peak_mib"):.0f} |')
-    return '\n'.join(out) + '\n'
+        out.append(f'| {n} | {name} | {len(rs)} | {m("steps"):.0f} | {m("seconds"):.0f} | {100*m("ap"):.1f} | {", ".join(f"""{100*r["ap"]:.1f}""" for r in rs)} | {", ".join(str(r["best_step"]) for r in rs)} | {show(compared.versus(n, name, "supervised"))} | {show(compared.versus(n, name, f"supervised@{name}"))} | {m("peak_mib"):.0f} |')
+    stopped = [f'{r["labelled"]} labelled, {r["name"]}, seed {r["seed"]}: {r["stopped"]}.' for r in records if r['stopped']]
+    return '\n'.join(out + ['']*bool(stopped) + stopped) + '\n'
+
+
+def curves(a, records, compared):
+    "Where the gain begins: against the number of labelled people (reported people, last weights kept) and against steps (hidden people, during training)."
+    fig = figure(9, 3.2); left_, right_ = fig.subplots(1, 2); names = list(dict.fromkeys(x for _, x in compared.by if method_of(x) != 'supervised'))
+    for i, x in enumerate(names):
+        at = sorted((n, d) for n, y in compared.by if y == x and (d := compared.versus(n, x, 'supervised')) is not None); ns = [n*(1 + .02*i) for n, _ in at]
+        if at: left_.errorbar(ns, [100*d.value for _, d in at], [[100*(d.value - d.lo) for _, d in at], [100*(d.hi - d.value) for _, d in at]], fmt='o-', ms=4, lw=1.2, capsize=2, color=f'C{i}', label=x)
+        seeds = [[l for l in r['history'] if l.get('delta') is not None] for r in compared.by.get((a.labelled[0], x), {}).values()]; seeds = [h for h in seeds if h]
+        if not seeds: continue
+        short = min(map(len, seeds)); col = lambda k: 100*np.mean([[l[k] for l in h[:short]] for h in seeds], 0); steps = [l['step'] for l in seeds[0][:short]]
+        right_.plot(steps, col('delta'), 'o-', ms=3, lw=1.2, color=f'C{i}', label=f'{x} ({len(seeds)})')
+        if len(seeds) == 1 and len(names) == 1: right_.fill_between(steps, col('delta_lo'), col('delta_hi'), alpha=.2, lw=0)
+    left_.set(xlabel='labelled people', title=f'reported people, {a.steps} steps'); right_.set(xlabel='step', title=f'hidden people, {a.labelled[0]} labelled (seeds)')
+    for ax in (left_, right_):
+        ax.axhline(0, color='#888888', lw=1); ax.set_ylabel('AP x 100, minus supervised'); ax.grid(alpha=.25); ax.title.set_fontsize(9)
+        if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=7)
+    left_.set_xticks(sorted(a.labelled), [str(n) for n in sorted(a.labelled)]); return to_png(fig)
 
 
 def val_pred(r, val): return Poses.from_results(r['results'], val)
-def command(a): return f'python bench/ssl_experiment.py --data {Path(a.data).name} --labelled {a.labelled} --unlabelled {a.unlabelled} --steps {a.steps} --batch {a.batch} --lr {a.lr} --hw {a.hw[0]} {a.hw[1]} --jobs {" ".join(a.jobs)} --seeds {" ".join(map(str, a.seeds))} --start WEIGHTS' + (f" --over '{a.over}'" if a.over != '{}' else '')
+def command(a): return f'python bench/ssl_experiment.py --data {Path(a.data).name} --labelled {" ".join(map(str, a.labelled))} --unlabelled {a.unlabelled} --steps {a.steps} --batch {a.batch} --lr {a.lr} --hw {a.hw[0]} {a.hw[1]} --jobs {" ".join(a.jobs)} --seeds {" ".join(map(str, a.seeds))}' + (f' --once {" ".join(a.once)}' if a.once else '') + (f' --curve {" ".join(a.curve)}' if len(a.labelled) > 1 else '') + f' --start {Path(a.start).name}' + (f" --over '{a.over}'" if a.over != '{}' else '')
+
+
+def write(a, records, val, counts):
+    "Table, numbers and picture of what is there."
+    out = Path(a.out); compared = Comparison(records, val); write_atomic(out.with_suffix('.md'), table(a, records, compared, counts)); write_atomic(out.with_suffix('.png'), curves(a, records, compared))
+    write_json(out.with_suffix('.json'), dict(command=command(a), counts=counts, records=[{k: v for k, v in r.items() if k not in ('results', 'settings')} for r in records]), indent=1)
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--data', default='synth'); p.add_argument('--folder', help='synth-v1 as it was written before'); p.add_argument('--start', required=True); p.add_argument('--start-note', default='weights trained on generated people of the base look'); p.add_argument('--out', default='bench/results/ssl_experiment'); p.add_argument('--work', default='/tmp/posellm-ssl')
-    p.add_argument('--labelled', type=int, default=100); p.add_argument('--unlabelled', type=int, default=2000); p.add_argument('--hidden', type=int, default=300); p.add_argument('--val', type=int, default=1000)
-    p.add_argument('--steps', type=int, default=600); p.add_argument('--batch', type=int, default=16); p.add_argument('--lr', type=float, default=1e-3); p.add_argument('--ema', type=float, default=.995); p.add_argument('--checks', type=int, default=6)
-    p.add_argument('--hw', type=int, nargs=2, default=(128, 96)); p.add_argument('--jobs', nargs='+', default=['supervised', 'multiaugs', 'supervised@compute']); p.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2]); p.add_argument('--over', default='{}', help='JSON: fields of SemiConfig, for all or by method: {"patience": 0, "mean-teacher": {"mask": 0.5}}')
-    a = p.parse_args(); setup_log()
-    parts = generated(a.labelled, a.unlabelled, a.hidden, a.val, a.folder) if a.data == 'synth' else photographs(a.data, a.labelled)
-    counts = [len(posed(parts[0])), len(parts[1]), len(posed(parts[2])), len(posed(parts[3]))]; print('people:', counts, flush=True); records = []
-    for seed in a.seeds:
-        for name in a.jobs:
-            done = Path(a.work)/f'{name}-{seed}'/'record.json'
-            if done.exists(): records.append(read_json(done)); print(name, seed, 'is there'); continue
-            steps = a.steps
-            if name == 'supervised@compute':
-                both = {r['name']: r for r in records if r['seed'] == seed}; slow, fast = both.get('multiaugs') or next(r for n, r in both.items() if n != 'supervised'), both['supervised']
-                steps = round(a.steps*slow['seconds']/fast['seconds'])
-            yard = Path(a.work)/f'supervised-{seed}'; checks = load_yardstick(yard, parts[2]) if not name.startswith('supervised') else None
-            r, seen = job(a, name, steps, seed, parts, checks)
-            if name == 'supervised': save_yardstick(yard, seen)
-            records.append(r); write_atomic(Path(a.out).with_suffix('.md'), table(a, records, parts[3], counts)); write_json(Path(a.out).with_suffix('.json'), dict(command=command(a), counts=counts, records=[{k: v for k, v in r.items() if k != 'results'} for r in records]), indent=1)
-            print(f"{name}, seed {seed}: AP {r['ap']:.3f} after {r['steps']} steps, {r['seconds']:.0f} s, best at {r['best_step']}{'; ' + r['stopped'] if r['stopped'] else ''}", flush=True)
-    print(table(a, records, parts[3], counts))
+    p.add_argument('--data', default='synth'); p.add_argument('--folder', help='synth-v1 as it was written before'); p.add_argument('--start', default='posellm-synth-s'); p.add_argument('--start-note', default='the weights in the package (posellm-synth-s), trained on generated people of the base look'); p.add_argument('--out', default='bench/results/ssl_experiment'); p.add_argument('--work', default='/tmp/posellm-ssl')
+    p.add_argument('--labelled', type=int, nargs='+', default=[100]); p.add_argument('--unlabelled', type=int, default=2000); p.add_argument('--hidden', type=int, default=300); p.add_argument('--val', type=int, default=1000)
+    p.add_argument('--steps', type=int, default=1500); p.add_argument('--batch', type=int, default=16); p.add_argument('--lr', type=float, default=1e-3); p.add_argument('--ema', type=float, default=.995); p.add_argument('--checks', type=int, default=10)
+    p.add_argument('--hw', type=int, nargs=2, default=(128, 96)); p.add_argument('--jobs', nargs='+', default=['supervised', 'multiaugs', 'supervised@multiaugs']); p.add_argument('--once', nargs='*', default=[]); p.add_argument('--curve', nargs='*', default=['supervised', 'multiaugs']); p.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    p.add_argument('--over', default='{"patience": 0}', help='JSON: fields of SemiConfig, for all or by job: {"patience": 0, "mean-teacher": {"mask": 0.5}}'); p.add_argument('--table', action='store_true', help='only write table and picture from the jobs that are finished')
+    a = p.parse_args(); setup_log(); jobs = planned(a); file = embedded(a.start) or Path(a.start); a.mark = sha256(file)[:8]
+    where = lambda n, x, s: Path(a.work)/a.mark/f'{n}-labelled'/f'{x}-{s}' # other weights, other folders
+    parts = generated(max(a.labelled), a.unlabelled, a.hidden, a.val, a.folder) if a.data == 'synth' else photographs(a.data, max(a.labelled))
+    records = [r for j in jobs if (r := record(a, *j, where(*j)))]; some = parts(a.labelled[0]); counts = [len(some[1]), len(posed(some[2])), len(posed(some[3]))]; print(f'people: {len(posed(some[0]))} labelled, {counts[0]} unlabelled, {counts[1]} hidden, {counts[2]} reported', flush=True)
+    for k, (n, name, seed) in enumerate(jobs if not a.table else []):
+        if any((r['labelled'], r['name'], r['seed']) == (n, name, seed) for r in records): continue
+        print(f'job {k + 1} of {len(jobs)}: {name}, seed {seed}, {n} labelled; left: {left(a, jobs, records)}', flush=True)
+        r = job(a, n, name, seed, parts(n), where(n, name, seed)); records.append(r); write(a, records, some[3], counts)
+        print(f"{name}, seed {seed}, {n} labelled: AP {r['ap']:.3f} after {r['steps']} steps, {r['seconds']:.0f} s, best at {r['best_step']}{'; ' + r['stopped'] if r['stopped'] else ''}; {now_mib():.0f} MiB now", flush=True)
+    if records: write(a, records, some[3], counts); print(Path(a.out).with_suffix('.md').read_text())
 
 
 if __name__ == '__main__': main()

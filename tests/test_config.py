@@ -109,3 +109,36 @@ def test_example_files_serve_papermill_too():
         d = yaml.safe_load(f.read_text()); assert set(d) <= known, f.name
         from papermill.parameterize import parameterize_path # papermill's own reading of -f is a plain YAML mapping
         assert parameterize_path(str(f), {}) == str(f) and not any(isinstance(v, dict) for k, v in d.items() if k not in config.own_blocks)
+
+
+@pytest.mark.parametrize('text, words', [
+    ('training: {phase1: {epochs: ten}}', ['training.phase1.epochs', "'ten'", 'a number']),
+    ('training: {phase1: {freeze_backbone: maybe}}', ['training.phase1.freeze_backbone', 'true or false']),
+    ('training: {mixed_precision: sometimes}', ['training.mixed_precision', "'sometimes'"]),
+    ('dataset: {num_workers: two}', ['dataset.num_workers', 'whole number']),
+    ('dataset: {unlabeled: {num_samples: many}}', ['dataset.unlabeled.num_samples', 'whole number']),
+    ('IMG_SIZE: 25x6', ['IMG_SIZE', '25x6', '[height, width]']),
+    ('LEARNING_RATE: fast', ['LEARNING_RATE', 'a number']),
+    ('model: {pretrained_path: weights/none.pth}', ['model.pretrained_path', 'weights/none.pth', 'OWNER/NAME']),
+    ('over: {workers: two}', ['workers', 'whole number']),
+    ('over: {bathc: 2}', ['bathc', "did you mean 'batch'"]),
+    ('over: 3', ['over', 'not a block']),
+    ('phases: {phase1: {lr: fast}}', ['phase1: lr', 'not a number']),
+    ('phases: {phase1: {epoch: 3}}', ["did you mean 'epochs'"]),
+    ('phases: [1]', ['phases', 'not a block']),
+])
+def test_wrong_values_are_refused_with_file_and_key_before_a_chapter_starts(home, text, words):
+    with pytest.raises(PoseError) as e: make_plan(config=written(home, text), name='a', chapters='00,01,02')
+    assert all(w in str(e.value) for w in (*words, 'c.yaml', 'allowed', 'do:')), str(e.value)
+
+
+def test_numbers_that_yaml_takes_for_words_are_numbers(home):
+    ps = make_plan(config=written(home, 'training: {phase1: {learning_rate: 5e-4}}\ndataset: {num_workers:}\n'), name='a', chapters='00,01').steps[1][2]
+    assert ps['phases'] == dict(phase1=dict(lr=5e-4)) and 'over' not in ps
+    ps = make_plan(config=written(home, 'phases: {phase1: {lr: 5e-4}}\nlr: 2e-3\n'), name='a', chapters='00,01').steps[1][2]; assert (ps['phases'], ps['lr']) == (dict(phase1=dict(lr=5e-4)), 2e-3)
+
+
+def test_the_folder_of_a_run_stands_for_its_record(home):
+    record(make_plan(gpu='tiny', data='synth', name='a', chapters='00,01', params=dict(seed=3))); again = make_plan(config=home/'runs'/'a', name='b')
+    assert again.steps[1][2]['seed'] == 3
+    with pytest.raises(PoseError, match='config.json of a run'): make_plan(config=home/'runs', name='b')

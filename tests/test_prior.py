@@ -145,6 +145,9 @@ def test_verb(tmp_path, capsys, people):
     assert call(['refine', str(tmp_path/'r.json'), '--out', str(tmp_path/'o.json'), '--truth', str(tmp_path/'t.json'), '--json']) == 0
     d = json.loads(capsys.readouterr().out); assert sum(d['why'].values()) == d['keypoints'] and 'ap' in d and (tmp_path/'r.json').read_bytes() == before
     assert len(Poses.from_results(tmp_path/'o.json', truth=truth)) == len(people)
-    assert call(['refine', str(tmp_path/'r.json'), '--out', str(tmp_path/'r.json')]) == 2 and 'overwritten' in capsys.readouterr().err
+    for given in ('r.json', 't.json'): # neither the results nor the truth are written over
+        kept = (tmp_path/given).read_bytes(); assert call(['refine', str(tmp_path/'r.json'), '--out', str(tmp_path/given), '--truth', str(tmp_path/'t.json')]) == 2 and 'overwrite' in capsys.readouterr().err and (tmp_path/given).read_bytes() == kept
+    assert call(['refine', str(tmp_path/'r.json'), '--out', str(tmp_path)]) == 2 and 'a folder' in capsys.readouterr().err
+    assert call(['refine', str(tmp_path/'no.json'), '--out', str(tmp_path/'o.json')]) == 2 and 'no such file' in capsys.readouterr().err # though o.json is there
     (tmp_path/'empty.json').write_text('[]'); assert call(['refine', str(tmp_path/'empty.json'), '--out', str(tmp_path/'e.json')]) == 0 and json.loads((tmp_path/'e.json').read_text()) == []
     assert call(['refine', str(tmp_path/'r.json'), '--out', str(tmp_path/'o.json'), '--prior', str(tmp_path/'no')]) == 2

@@ -125,8 +125,8 @@ def test_gradients_through_both_views_collapse_and_the_watch_sees_it():
 def test_every_method_runs_stops_anywhere_and_goes_on(method, start, tmp_path):
     few, many, shard = dot_people(12), dot_people(16, 1, .5), dot_people(16, 2, .5)
     cfg = settings(method, dot_config(6, val_steps=3, ema=.9)); nets = cfg.nets
-    def run(folder, resume=False): m = net_from(start, nets); h, j = fit_semi(m, few, many if cfg.paths else None, shard, cfg, folder, resume, draw_dots); return m, h
-    whole, h = run(tmp_path/'a'); step = semi_module.Fit.train_step
+    def run(folder, resume=False): m = net_from(start, nets); h, j = fit_semi(m, few, many if cfg.paths else None, shard, cfg, folder, resume, draw_dots); return m, h, j
+    whole, h, j = run(tmp_path/'a'); step = semi_module.Fit.train_step
     def cut(self, hosts):
         if self.step == 4: raise KeyboardInterrupt
         return step(self, hosts)
@@ -134,9 +134,10 @@ def test_every_method_runs_stops_anywhere_and_goes_on(method, start, tmp_path):
     try:
         with pytest.raises(KeyboardInterrupt): run(tmp_path/'b')
     finally: semi_module.Fit.train_step = step
-    again, h2 = run(tmp_path/'b', True)
+    again, h2, j2 = run(tmp_path/'b', True)
     for a, b in zip(whole.state_dict().values(), again.state_dict().values()): assert torch.equal(a, b)
-    assert [l['ap'] for l in h.history] == [l['ap'] for l in h2.history] and (tmp_path/'b'/'model.safetensors').is_file()
+    assert [(l['ap'], l.get('delta')) for l in h.history] == [(l['ap'], l.get('delta')) for l in h2.history] and (tmp_path/'b'/'model.safetensors').is_file()
+    if method == 'supervised': assert list(j.checks) == list(j2.checks) == [0, 3, 6] # a yardstick has all its checks, interrupted or not
     assert passes(cfg)[0] == nets*(1 + len(cfg.paths))
 
 

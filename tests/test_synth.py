@@ -162,7 +162,7 @@ def test_published_composition():
 
 def test_checksum_of_the_benchmark():
     b = synth_v1()
-    assert checksum(label_doc(b.seed, b.n_val, b.config)) == b.checksum, "labels of synth-v1 have changed: run posellm.data.synth.define_synth_v1() unless it is frozen"
+    assert checksum(label_doc(b.seed, b.n_val, b.config)) == b.checksum, "labels of synth-v1 have changed: it is frozen, so undo what changed it or define a version 2"
 
 
 def test_mean_pose_scores_nothing(bench_doc):

@@ -32,10 +32,16 @@ def measured(model, data, split='val'):
 def row(name, ci, people, images): return f'| {name} | {people} people, {images} images | **{ci.value:.3f}** ({ci.lo:.3f} to {ci.hi:.3f}) |'
 
 
-def card(info, rows):
+def begun(m):
+    "What was different in the parts of the training that other runs did."
+    tell = lambda b: ', '.join(f'{k} {v}' for k, v in b['training'].items() if k != 'steps' and v != m['training'].get(k) and not isinstance(v, dict))
+    return ''.join(f' Its first {b["step"]:,} steps had other settings ({what}).' for b in m.get('begun', []) if (what := tell(b)))
+
+
+def card(info, rows, note=''):
     m = info['meta']; t = m['training']; s = info['spec']
     return '\n'.join([f'# {NAME}', '', f'{info["params"]:,} parameters (`{s["name"]}`), input {s["input_hw"][0]}x{s["input_hw"][1]} (rows x columns), 17 COCO keypoints, 16-bit safetensors. A start for fine-tuning, not an end: it never saw a photograph.', '',
-                      '## How it was made', '', f'`make pretrain`: {m["step"]:,} steps of {t["batch"]} generated people ({m["samples"]:,} views), {m["seconds"]/3600:.1f} hours on {processor()} (one thread for learning, one process for rendering, the machine shared with other work). '
+                      '## How it was made', '', f'`make pretrain`: {m["step"]:,} steps of {t["batch"]} generated people ({m["samples"]:,} views), {m["seconds"]/3600:.1f} hours on {processor()}.{begun(m)}{" " + note if note else ""} '
                       f'A new shard of {t["pictures"]} pictures every {t["shard_steps"]} steps, the newest {t["window"]} learned from; looks, cameras and rooms are not those of `synth-v1`. AdamW, peak rate {t["lr"]}, constant and then falling over the last {t["cooldown"]:.0%}; cross-entropy over the map; averaged weights. '
                       'All settings are in the description beside the file and in `nbs/train/09_pretrain.ipynb`.', '', '## What it reaches', '', 'AP is COCO\'s (OKS .50:.95), ground-truth boxes, flip test, no fine-tuning, measured with this very file; 95 % bootstrap over images.', '',
                       '| data | of | AP |', '|---|---|---|', *rows, '', '## Licence and limits', '', 'MIT, like the code: no photograph and nobody else\'s weights went in. It does not know whether a box holds a person, guesses hidden joints, and its confidences are heights of maps, not probabilities, unless they were calibrated.', ''])
@@ -43,12 +49,12 @@ def card(info, rows):
 
 def main():
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument('run'); ask.add_argument('--real', help='COCO data set with a val part of photographs')
+    ask.add_argument('run'); ask.add_argument('--note', default='', help='a sentence more for the card'); ask.add_argument('--real', help='COCO data set with a val part of photographs')
     a = ask.parse_args(); setup_log(); folder = assets() / 'weights'
     info = read_info(a.run); save_model(load_model(a.run), folder, info['meta'], NAME, half=True)
     model = load_model(folder / f'{NAME}.safetensors'); v1 = synth_v1(); rows = [row(f'{v1.name} val, generated people of another look', *measured(model, synth_folder(800, v1.n_val, 200)))]
     if a.real: rows.append(row(f'photographs ({Path(a.real).name} val)', *measured(model, a.real)))
-    write_atomic(folder / f'{NAME}.md', card(read_info(folder / f'{NAME}.safetensors'), rows)); print('\n'.join(rows))
+    write_atomic(folder / f'{NAME}.md', card(read_info(folder / f'{NAME}.safetensors'), rows, a.note)); print('\n'.join(rows))
 
 
 if __name__ == '__main__': sys.exit(main())

@@ -35,14 +35,14 @@ def refine_file(
     skeleton:str='coco17', rescore:bool=False, sides:bool=True, trust:str='auto', resamples:int=1000,
 ) -> dict: # what was done
     "Refine a results file and write the result."
-    from posellm.core.errors import PoseError, unknown
-    from posellm.core.files import read_json, write_json
+    from posellm.core.errors import unknown
+    from posellm.core.files import check_out, read_json, write_json
     from posellm.pose.poses import Poses
     from posellm.refine.judge import compare_ap, tally
     from posellm.refine.prior import reasons, refine
     from posellm.refine.scale import own_trust
     if trust not in ('auto', 'file', 'prior'): raise unknown('trust', trust, ('auto', 'file', 'prior'))
-    if Path(out).exists() and Path(out).samefile(results): raise PoseError('the results would be overwritten', file=out, field='out', todo='give another name: your files are never changed')
+    check_out([out], [results, truth, *(prior and (prior, f'{prior}.json', f'{prior}.safetensors') or ())])
     records = read_json(results, 'a COCO results file'); people = Poses.from_coco(truth) if truth else None; poses = Poses.from_results(records, people, skeleton, file=str(results)); p = find_prior(prior)
     own = own_trust(p, poses) if trust == 'file' or trust == 'auto' and prior is None else None; r = refine(poses, p, own, rescore, sides); write_json(out, rewritten(records, r, rescore))
     d = dict(schema=1, results=str(results), out=str(out), prior=str(prior or 'embedded'), prior_from=p.card.get('poses'), confidences_by='the file itself' if own else 'the map of the prior', people=len(poses), keypoints=int(r.why.size),

@@ -16,9 +16,18 @@ from .files import need_space, sha256, write_atomic, write_json
 from .http import Drop, Gone, ask, content_range, offline, open_url, read_some, tag_of
 from .log import Progress, log
 
-# %% ../../nbs/core/07a_fetch.ipynb #59774b51
+# %% ../../nbs/core/07a_fetch.ipynb #acc00e56
 _CHUNK, _RESERVE = 1 << 18, 32 << 20 # bytes read at a time; bytes that stay free on the disk
 
+def _left_by(state, file, total:int, key:str): # what an earlier attempt noted, or None where it is of no use for a whole of so many bytes
+    try: d = json.loads(state.read_bytes()); size = file.stat().st_size
+    except (OSError, ValueError): return None
+    try: fits = d['total'] == size == total and d['key'] == key and d['piece'] > 0 and len(d['have']) == -(-total//d['piece'])
+    except (TypeError, KeyError): return None
+    if not fits: return None
+    return d if all(isinstance(h, int) and 0 <= h <= min(d['piece'], total - i*d['piece']) for i, h in enumerate(d['have'])) else None
+
+# %% ../../nbs/core/07a_fetch.ipynb #59774b51
 class Part:
     "A partly fetched file: its bytes, and which of them are there."
     def __init__(self, path):
@@ -33,20 +42,12 @@ class Part:
     ) -> int: # bytes that are there already
         "Take up what an earlier attempt left, or begin."
         self.total, self.key, self.piece = total, key, piece or max(1 << 20, -(-total//64))
-        old = self._old()
+        old = _left_by(self.state, self.file, total, key)
         if old is None:
             self.discard(); self.have = [0]*(-(-total//self.piece))
             with open(self.file, 'wb') as f: f.truncate(total) # a sparse file of the final length
         else: self.have, self.piece = old['have'], old['piece']
         return sum(self.have)
-
-    def _old(self):
-        try: d = json.loads(self.state.read_bytes()); size = self.file.stat().st_size
-        except (OSError, ValueError): return None
-        try: fits = d['total'] == size == self.total and d['key'] == self.key and d['piece'] > 0 and len(d['have']) == -(-self.total//d['piece'])
-        except (TypeError, KeyError): return None
-        if not fits: return None
-        return d if all(isinstance(h, int) and 0 <= h <= min(d['piece'], self.total - i*d['piece']) for i, h in enumerate(d['have'])) else None
 
     def gap(self, i:int) -> tuple: # (first missing byte, end of the piece)
         "What piece `i` still lacks."

@@ -66,8 +66,7 @@ class Case:
 
     def where(self, i) -> str:
         "Name of annotation `i` in messages."
-        a = self.anns[i]
-        return f"annotation {a.get('id')!r} (image {a.get('image_id')!r})"
+        return f"annotation {self.anns[i].get('id')!r} (image {self.anns[i].get('image_id')!r})"
 
 # %% ../../nbs/data/01a_case.ipynb #4f231461
 _other_kinds = (({"keypoint_annotations"}, "AI Challenger's own format", "convert it to COCO first"), ({"joints", "center", "scale"}, "the MPII list of joints", "convert it to COCO first"),

@@ -178,18 +178,18 @@ class CropStore:
         if read is not None or cache is False:
             pixels = np.zeros((len(people), *hw, 3), np.uint8)
             good, errors = _cut(people, _matrices(people, input_hw, hw, padding, family), hw, pixels, read, workers)
-            return cls._of(people, pixels, good, errors, input_hw, padding, family)
+            return _store_of(people, pixels, good, errors, input_hw, padding, family)
         folder = cache_root()/'crops' if cache is True else Path(cache)
         path = folder/f"{digest(people, 'crops-3', hw, tuple(input_hw), margin, padding, family)}.npy"
         found = _open(path, len(people), hw)
         if found is None: _write(path, people, input_hw, hw, padding, family, workers); found = _open(path, len(people), hw)
-        return cls._of(people, *found, input_hw, padding, family)
+        return _store_of(people, *found, input_hw, padding, family)
 
-    @classmethod
-    def _of(cls, people, pixels, good, errors, input_hw, padding, family):
-        if not good.any(): raise PoseError('no image of these people could be read', file=people.file, field='images', found=errors[0], todo='check the image folder')
-        if errors: log('data.crops').warning(f'{(~good).sum()} of {len(good)} people left out: {len(errors)} images could not be read; first: {errors[0]}')
-        return cls(people if good.all() else people[good], pixels if good.all() else pixels[good], input_hw, padding, family, errors, np.flatnonzero(good))
+# %% ../../nbs/data/20_crops.ipynb #d56fdd48
+def _store_of(people, pixels, good, errors, input_hw, padding, family): # of those whose image could be read
+    if not good.any(): raise PoseError('no image of these people could be read', file=people.file, field='images', found=errors[0], todo='check the image folder')
+    if errors: log('data.crops').warning(f'{(~good).sum()} of {len(good)} people left out: {len(errors)} images could not be read; first: {errors[0]}')
+    return CropStore(people if good.all() else people[good], pixels if good.all() else pixels[good], input_hw, padding, family, errors, np.flatnonzero(good))
 
 # %% ../../nbs/data/20_crops.ipynb #c7fe3921
 def _matrices(people, input_hw, hw, padding, family):

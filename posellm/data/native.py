@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..core.errors import PoseError
 from ..pose.poses import Poses
@@ -59,17 +60,23 @@ class Native:
         category=1, crowd=False, track=None, **extra,
     ):
         "A person; numbers are checked."
-        try: k = np.array(keypoints, float).reshape(self.skeleton.K, 3)
-        except (TypeError, ValueError, OverflowError) as e:
-            n = len(keypoints) if hasattr(keypoints, '__len__') else type(keypoints).__name__
-            raise self.fault('the keypoints of a person are not numbers, three each', where, f'{n} entries', f'{self.skeleton.K} x (x, y, v)') from e
-        if not (np.abs(k) < 1e15).all(): raise self.fault('a keypoint value is not finite', where, k[~(np.abs(k) < 1e15)][0].item(), 'a number')
-        if not np.isin(k[:, 2], (0, 1, 2)).all(): raise self.fault('unknown visibility', where, k[~np.isin(k[:, 2], (0, 1, 2)), 2][0].item(), '0 not labelled, 1 hidden, 2 visible')
-        off = k[:, 2] == 0
-        if k[off, :2].any(): self.done['keypoints without a label had coordinates: left out'] += int(k[off, :2].any(1).sum()); k[off, :2] = 0
+        k = self._keypoints(keypoints, where)
         if bbox is not None and not (len(bbox) == 4 and all(type(v) in (int, float) or isinstance(v, np.number) for v in bbox) and all(abs(v) < 1e15 for v in bbox)): raise self.fault('a box is not four numbers', where, bbox, 'x, y, width, height')
         if area is not None and not (type(area) in (int, float) and 0 <= area < 1e18): raise self.fault('an area is not a number', where, area)
         self.rows.append((image, k, bbox, area, category, bool(crowd), -1 if track is None else track, extra))
+
+# %% ../../nbs/data/40_native.ipynb #42a1faa9
+@patch
+def _keypoints(self:Native, keypoints, where) -> np.ndarray: # (K,3) checked
+    try: k = np.array(keypoints, float).reshape(self.skeleton.K, 3)
+    except (TypeError, ValueError, OverflowError) as e:
+        n = len(keypoints) if hasattr(keypoints, '__len__') else type(keypoints).__name__
+        raise self.fault('the keypoints of a person are not numbers, three each', where, f'{n} entries', f'{self.skeleton.K} x (x, y, v)') from e
+    if not (np.abs(k) < 1e15).all(): raise self.fault('a keypoint value is not finite', where, k[~(np.abs(k) < 1e15)][0].item(), 'a number')
+    if not np.isin(k[:, 2], (0, 1, 2)).all(): raise self.fault('unknown visibility', where, k[~np.isin(k[:, 2], (0, 1, 2)), 2][0].item(), '0 not labelled, 1 hidden, 2 visible')
+    off = k[:, 2] == 0
+    if k[off, :2].any(): self.done['keypoints without a label had coordinates: left out'] += int(k[off, :2].any(1).sum()); k[off, :2] = 0
+    return k
 
 # %% ../../nbs/data/40_native.ipynb #fd26a9b6
 def poses(self:Native) -> Poses:

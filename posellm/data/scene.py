@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..core.errors import PoseError
 from .body import ACTIVITIES, Posture, Shape, coco_joints, forward, sample_posture, sample_shape
@@ -226,43 +227,48 @@ class Things:
     def rod(self, a, b, ra, rb, mat): add_rod(self.mesh.buf, np.asarray(a, float), np.asarray(b, float), float(ra), float(rb), mat)
     def lump(self, c, r, rough, mat): add_lump(self.mesh.buf, np.asarray(c, float), np.asarray(r, float), float(rough), float(self.g.uniform(0, 9)), mat)
 
-    def table(self, x, z, yaw, wide, deep, high, mat=None):
-        "A table top on legs, or a solid counter."
-        g, m = self.g, self.row((3, 0, 1)) if mat is None else mat
-        if g.random() < .35: self.box((x, high / 2, z), (wide / 2, high / 2, deep / 2), yaw, self.row((0, 1, 3, 4))); return
-        self.box((x, high - .02, z), (wide / 2, .025, deep / 2), yaw, m)
-        c, s = np.cos(np.radians(yaw)), np.sin(np.radians(yaw))
+# %% ../../nbs/data/13_scene.ipynb #78f456b0
+@patch
+def table(self:Things, x, z, yaw, wide, deep, high, mat=None):
+    "A table top on legs, or a solid counter."
+    g, m = self.g, self.row((3, 0, 1)) if mat is None else mat
+    if g.random() < .35: self.box((x, high / 2, z), (wide / 2, high / 2, deep / 2), yaw, self.row((0, 1, 3, 4))); return
+    self.box((x, high - .02, z), (wide / 2, .025, deep / 2), yaw, m)
+    c, s = np.cos(np.radians(yaw)), np.sin(np.radians(yaw))
+    for i in (-1, 1):
+        for j in (-1, 1):
+            p, q = i * (wide / 2 - .06), j * (deep / 2 - .06)
+            self.rod((x + c * p + s * q, high, z - s * p + c * q), (x + c * p + s * q, 0, z - s * p + c * q), .03, .025, m)
+    for _ in range(g.integers(0, 5)):
+        a, b, t = g.uniform(-.45, .45) * wide, g.uniform(-.45, .45) * deep, g.uniform(.03, .14)
+        px, pz = x + c * a + s * b, z - s * a + c * b
+        if g.random() < .5: self.box((px, high + t, pz), (g.uniform(.03, .16), t, g.uniform(.02, .12)), g.uniform(0, 90), self.row((0, 4, 9), .4))
+        else: self.rod((px, high + 2 * t, pz), (px, high, pz), g.uniform(.02, .06), g.uniform(.02, .05), self.row((0,), .4))
+
+# %% ../../nbs/data/13_scene.ipynb #b14dce2a
+@patch
+def chair(self:Things, who: Person):
+    "Something to sit on under a seated person: chair, bench, stool, sofa, step."
+    g, (x, _, z), s, yaw = self.g, who.P[0], who.seat, who.world_yaw
+    if s < .12: return
+    m, kind = self.row((0, 1, 3)), g.integers(4); a = np.radians(yaw); fx, fz = np.sin(a), np.cos(a)
+    wide = (.24, .7, .45, .2)[kind]
+    if kind in (1, 2): self.box((x + .05 * fx, s / 2, z + .05 * fz), (wide, s / 2, .26), yaw, m)
+    else:
+        self.box((x + .05 * fx, s - .025, z + .05 * fz), (wide, .025, .22), yaw, m)
         for i in (-1, 1):
-            for j in (-1, 1):
-                p, q = i * (wide / 2 - .06), j * (deep / 2 - .06)
-                self.rod((x + c * p + s * q, high, z - s * p + c * q), (x + c * p + s * q, 0, z - s * p + c * q), .03, .025, m)
-        for _ in range(g.integers(0, 5)):
-            a, b, t = g.uniform(-.45, .45) * wide, g.uniform(-.45, .45) * deep, g.uniform(.03, .14)
-            px, pz = x + c * a + s * b, z - s * a + c * b
-            if g.random() < .5: self.box((px, high + t, pz), (g.uniform(.03, .16), t, g.uniform(.02, .12)), g.uniform(0, 90), self.row((0, 4, 9), .4))
-            else: self.rod((px, high + 2 * t, pz), (px, high, pz), g.uniform(.02, .06), g.uniform(.02, .05), self.row((0,), .4))
+            for j in (-.17, .25): self.rod((x + fx * j + i * fz * wide * .85, s, z + fz * j - i * fx * wide * .85), (x + fx * j + i * fz * wide * .85, 0, z + fz * j - i * fx * wide * .85), .02, .018, m)
+    if g.random() < .55:
+        top = g.uniform(.3, .6)
+        self.box((x - .25 * fx, s + top * .6, z - .25 * fz), (wide, top * (.4 if g.random() < .4 else .6), .03 if kind in (0, 3) else .1), yaw, m)
 
-    def chair(self, who: Person):
-        "Something to sit on under a seated person: chair, bench, stool, sofa, step."
-        g, (x, _, z), s, yaw = self.g, who.P[0], who.seat, who.world_yaw
-        if s < .12: return
-        m, kind = self.row((0, 1, 3)), g.integers(4); a = np.radians(yaw); fx, fz = np.sin(a), np.cos(a)
-        wide = (.24, .7, .45, .2)[kind]
-        if kind in (1, 2): self.box((x + .05 * fx, s / 2, z + .05 * fz), (wide, s / 2, .26), yaw, m)
-        else:
-            self.box((x + .05 * fx, s - .025, z + .05 * fz), (wide, .025, .22), yaw, m)
-            for i in (-1, 1):
-                for j in (-.17, .25): self.rod((x + fx * j + i * fz * wide * .85, s, z + fz * j - i * fx * wide * .85), (x + fx * j + i * fz * wide * .85, 0, z + fz * j - i * fx * wide * .85), .02, .018, m)
-        if g.random() < .55:
-            top = g.uniform(.3, .6)
-            self.box((x - .25 * fx, s + top * .6, z - .25 * fz), (wide, top * (.4 if g.random() < .4 else .6), .03 if kind in (0, 3) else .1), yaw, m)
-
-    def bed(self, who: Person):
-        "A bed, sofa or bench under a lying person."
-        head, feet = who.P[4, [0, 2]], who.P[15, [0, 2]]; c = who.P[:, [0, 2]].mean(0)
-        yaw = np.degrees(np.arctan2(head[0] - feet[0], head[1] - feet[1]))
-        self.box((c[0], .25, c[1]), (self.g.uniform(.35, .9), .25, 1.15), yaw, self.row((0, 1, 4)))
-        if self.g.random() < .7: self.lump((who.P[4, 0], .5, who.P[4, 2]), (.32, .09, .26), .2, self.row((0, 1), .05))
+@patch
+def bed(self:Things, who: Person):
+    "A bed, sofa or bench under a lying person."
+    head, feet = who.P[4, [0, 2]], who.P[15, [0, 2]]; c = who.P[:, [0, 2]].mean(0)
+    yaw = np.degrees(np.arctan2(head[0] - feet[0], head[1] - feet[1]))
+    self.box((c[0], .25, c[1]), (self.g.uniform(.35, .9), .25, 1.15), yaw, self.row((0, 1, 4)))
+    if self.g.random() < .7: self.lump((who.P[4, 0], .5, who.P[4, 2]), (.32, .09, .26), .2, self.row((0, 1), .05))
 
 # %% ../../nbs/data/13_scene.ipynb #c9481b89
 def shelf(T: Things, x, z, yaw, wide, high): T.box((x, high / 2, z), (wide / 2, high / 2, .2), yaw, T.row((5, 5, 4, 0), _8=2.6, _7=1.2))

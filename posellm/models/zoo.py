@@ -53,7 +53,7 @@ def _hrnet(width, K, hw, file):
 
 def _vits() -> list: # the ViT families with published weights
     from posellm.models import sapiens, sapiens2, vitpose # their notebooks use the zoo
-    out, big = [], dict(input_hw=(1024, 768), multiple=16, codec=dict(variant='mmpose')) # Meta decodes as MMPose 1.x does
+    out, big = [], dict(input_hw=(1024, 768), multiple=16, codec=dict(variant='mmpose', blur_kernel=11)) # Meta decodes as MMPose 1.x does
     for m, words, end, opts in ((sapiens, '', '', {}), (sapiens, ', patches as in pre-training', '-pad0', dict(padding=0)), (sapiens2, '', '', {})):
         cls = m.Sapiens if m is sapiens else m.Sapiens2
         for s in m.SIZES: out.append(Entry(f'{cls.family}-{s}{end}', f'{cls.__name__}-{s.upper()}{words}', lambda K, hw, file, cls=cls, s=s, opts=opts: cls(s, K, hw, **opts), **big, licence=m.LICENCE, card=m.CARD))
@@ -63,7 +63,7 @@ def _vits() -> list: # the ViT families with published weights
 
 def _fixed() -> dict: # name -> Entry, of everything that is not a timm name
     c = (256, 256, 256)
-    out = [Entry('posellm-s', 'small network with skips, learns from scratch on a CPU', lambda K, hw, file: SkipNet(K), (192, 144), loss='ce')]
+    out = [Entry('posellm-s', 'small network with skips, learns from scratch on a CPU', lambda K, hw, file: SkipNet(K), (192, 144), loss='ce', padding=1.1)]
     for d in (18, 50, 101, 152):
         out.append(Entry(f'simplebaseline{d}', f'SimpleBaseline, ResNet-{d}', partial(_resnet, d, c), kind='msra', timm=f'resnet{d}.tv_in1k'))
     for w in (32, 48): out.append(Entry(f'hrnet-w{w}', f'HRNet-W{w}', partial(_hrnet, w), kind='msra', multiple=32))

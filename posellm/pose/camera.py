@@ -8,6 +8,7 @@ __all__ = ['distort', 'undistort', 'Camera', 'look_at', 'crop_camera', 'turned_c
 # %% ../../nbs/pose/04_camera.ipynb #de8303a2
 from dataclasses import dataclass, replace
 import numpy as np
+from fastcore.basics import patch
 from ..core.errors import PoseError
 from .geometry import crop_matrix
 
@@ -89,15 +90,18 @@ class Camera:
         z = np.where(X[..., 2:] > 0, X[..., 2:], np.nan)
         return distort(X[..., :2] / z, self.distortion) @ self.K[:2, :2].T + self.K[:2, 2]
 
-    def rays(self, xy_img) -> np.ndarray:
-        "Pixels (...,2) as points (...,3) of the camera's frame at depth 1; NaN where the lens shows nothing."
-        uv = (np.asarray(xy_img, float) - self.K[:2, 2]) @ np.linalg.inv(self.K[:2, :2]).T
-        uv = undistort(uv, self.distortion) if self.distortion.any() else uv
-        return np.concatenate([uv, np.ones_like(uv[..., :1])], -1)
+# %% ../../nbs/pose/04_camera.ipynb #b790464f
+@patch
+def rays(self:Camera, xy_img) -> np.ndarray:
+    "Pixels (...,2) as points (...,3) of the camera's frame at depth 1; NaN where the lens shows nothing."
+    uv = (np.asarray(xy_img, float) - self.K[:2, 2]) @ np.linalg.inv(self.K[:2, :2]).T
+    uv = undistort(uv, self.distortion) if self.distortion.any() else uv
+    return np.concatenate([uv, np.ones_like(uv[..., :1])], -1)
 
-    def unproject(self, xy_img, depth) -> np.ndarray:
-        "World points (...,3) that lie at `depth` (...) behind the pixels: undoes `project`."
-        return self.to_world(self.rays(xy_img) * np.asarray(depth, float)[..., None])
+@patch
+def unproject(self:Camera, xy_img, depth) -> np.ndarray:
+    "World points (...,3) that lie at `depth` (...) behind the pixels: undoes `project`."
+    return self.to_world(self.rays(xy_img) * np.asarray(depth, float)[..., None])
 
 # %% ../../nbs/pose/04_camera.ipynb #f537a0e6
 def _unit(v): return v / np.linalg.norm(v)

@@ -113,12 +113,15 @@ def validate(self:Semi, flip:bool, on=None) -> tuple: # as Fit's; `on` names peo
         for i in (0, 1): self.model.active = i; both.append(ask())
         best = int(both[1][0]['ap'] > both[0][0]['ap']); self.model.active = best; d, pred = both[best]
         d = dict(d, ap_a=both[0][0]['ap'], ap_b=both[1][0]['ap'])
-    if on is None: self.checks[self.step] = pred
+    if on is None:
+        self.checks[self.step] = pred
+        if self.dir is not None and not self.cfg.paths: save_yardstick(self.dir, {self.step: pred}) # whoever learns without unlabelled people is somebody's yardstick, interrupted or not
     else: self.row_poses.append(pred)
     return d, pred
 
 Semi.validate = validate
 
+# %% ../../nbs/ssl/09_semi.ipynb #c98648d8
 def check_in(self:Semi, journal, numbers:dict):
     "A check of the training loop, with comparison, audit and brake."
     c, a = self.cfg, self.audit() if self.val is not None and self.cfg.paths else None
@@ -176,7 +179,10 @@ def load(self:Semi):
     "Go on from `last.ckpt`, with the same teacher and yardstick."
     Fit.load(self)
     if self.cfg.teacher == 'start': self.first = {k: v.to(self.device) for k, v in load_checkpoint(self.dir/'start.ckpt')['model'].items()}
-    if not self.yardstick and self.cfg.paths: self.yardstick = load_yardstick(self.dir, hidden(self)[1])
+    if self.val is None: return
+    seen = load_yardstick(self.dir, hidden(self)[1])
+    if not self.cfg.paths: self.checks = {s: p for s, p in seen.items() if s <= self.step}; seen = {0: seen[0]} if 0 in seen else {}
+    if not self.yardstick: self.yardstick = seen
 
 Semi.add_row, Semi.load = add_row, load
 

@@ -21,7 +21,7 @@ from ..data.guard import record_use
 from ..data.synth import synth_v1
 from ..models.weights import embedded, read_info
 from ..ssl.methods import settings
-from ..ssl.semi import fit_semi, load_yardstick, save_yardstick
+from ..ssl.semi import fit_semi
 from ..ssl.twin import Twin
 from ..ssl.unlabelled import box_people, generated_boxes, hide_labels, images_at, some_images
 from .data import data_of_run, synth_folder
@@ -115,8 +115,7 @@ def run_ssl(
     c, yard = ssl_settings(cfg, len(people), seed, method, **over), ssl_settings(cfg, len(people), seed, 'supervised', **over)
     run.save_config(preset=cfg.to_dict(), start=start_words, unlabelled=words, spec=net.spec.to_dict(), seed=seed, training=deciding(c))
     inputs = ssl_inputs(c, path, folder, people)
-    h0, j0 = fit_semi(net, labelled, None, calib, yard, run.dir/'supervised', run.resume, reports=reports); checks = j0.checks or load_yardstick(run.dir/'supervised', calib)
-    if j0.checks: save_yardstick(run.dir/'supervised', j0.checks)
+    h0, j0 = fit_semi(net, labelled, None, calib, yard, run.dir/'supervised', run.resume, reports=reports); checks = j0.checks
     histories, student, job = {'supervised': h0}, net, j0
     if method != 'supervised':
         student = again(net, first) if c.nets == 1 else Twin(again(net, first), again(net, first))

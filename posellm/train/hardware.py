@@ -56,6 +56,7 @@ def _check(p):
         if getattr(p, k) not in allowed: raise unknown(k, getattr(p, k), allowed, file=f'preset {p.name}')
     for k in ('batch', 'accumulate', 'n_train', 'n_val', 'n_calib'):
         if not isinstance(getattr(p, k), int) or getattr(p, k) < 1: raise PoseError('not a count', file=f'preset {p.name}', field=k, found=getattr(p, k), allowed='a whole number, 1 or more')
+    if not isinstance(p.workers, int) or p.workers < 0: raise PoseError('not a count', file=f'preset {p.name}', field='workers', found=p.workers, allowed='a whole number, 0 or more', todo='0 makes batches without threads')
     for k in ('input_hw', 'steps', 'lr'): # lists come from JSON and papermill
         v = getattr(p, k)
         if v is None: continue

@@ -8,6 +8,7 @@ __all__ = ['SCHEDULES', 'COCO_WEIGHTS', 'SHORT', 'RECIPES', 'Phase', 'lr_at', 'F
 # %% ../../nbs/train/05_recipe.ipynb #259a7239
 import json, math
 from dataclasses import asdict, dataclass, field, fields, replace
+from numbers import Real
 
 from ..core.errors import PoseError, unknown
 from ..models.nets import layer_groups, no_decay
@@ -32,6 +33,9 @@ class Phase:
     frozen:bool=False # trunk frozen: only the head learns
 
     def __post_init__(self):
+        for k in ('lr', 'epochs', 'steps', 'warmup', 'floor', 'every', 'gamma', 'frozen'):
+            v, switch = getattr(self, k), k == 'frozen'
+            if isinstance(v, bool) != switch or not isinstance(v, Real): raise PoseError('not a switch' if switch else 'not a number', field=f'phase {self.name}: {k}', found=v, allowed='true or false' if switch else 'a number', todo='correct it, or leave it out')
         if self.schedule not in SCHEDULES: raise unknown('schedule', self.schedule, SCHEDULES)
         if not (self.epochs > 0 or self.steps > 0): raise PoseError('a phase without steps', field=f'phase {self.name}', found=f'epochs {self.epochs}, steps {self.steps}', allowed='one of them above 0')
         if not (self.lr > 0 and math.isfinite(self.lr)): raise PoseError('learning rate out of range', field=f'phase {self.name}: lr', found=self.lr, allowed='above 0')

@@ -52,7 +52,7 @@ _PLAIN = 'step', 'phase', 'precision', 'best', 'rows', 'history', 'seconds', 'st
 def save(self:Resumable):
     "The present state as `last.ckpt`, or in memory when there is no folder."
     if self.dir is None: self.good = deepcopy(self.state())
-    else: save_checkpoint(self.dir/'last.ckpt', dict(self.state(), config=deciding(self.cfg), data=fingerprint(self.feed.store.people), name=self.model.spec.name))
+    else: save_checkpoint(self.dir/'last.ckpt', dict(self.state(), config=deciding(self.cfg), data=fingerprint(self.feed.store.people), people=_counted(self.feed.store.people), name=self.model.spec.name))
 
 @patch
 def milestone(self:Resumable, epoch:int):
@@ -67,6 +67,8 @@ def fingerprint(people) -> str:
     for a in (people.ann_id, people.image_id, people.bbox, people.xy, people.labelled): h.update(np.ascontiguousarray(a).tobytes())
     return h.hexdigest()
 
+def _counted(people) -> str: return f'{len(people)} people in {len(np.unique(people.image_id))} images ({fingerprint(people)})'
+
 def _same(have, want, file, field): # the first difference is an error
     if isinstance(have, dict) and isinstance(want, dict):
         for k in sorted(have.keys() | want.keys()): _same(have.get(k), want.get(k), file, f'{field}.{k}' if field else k)
@@ -79,7 +81,9 @@ def _same(have, want, file, field): # the first difference is an error
 def load(self:Resumable):
     "Go on from `last.ckpt`; another configuration, network or data set is refused."
     path = self.dir/'last.ckpt'; d = load_checkpoint(path)
-    _same(d['config'], deciding(self.cfg), path, ''); _same(d['name'], self.model.spec.name, path, 'model'); _same(d['data'], fingerprint(self.feed.store.people), path, 'training data')
+    _same(d['config'], deciding(self.cfg), path, ''); _same(d['name'], self.model.spec.name, path, 'model')
+    if d['data'] != fingerprint(people := self.feed.store.people):
+        raise PoseError('the run was begun with other people', file=path, field='training data', found=_counted(people), allowed=d.get('people', f"those it was begun with ({d['data']})"), todo='give the same data set and limits, or begin again with another name or force')
     self.restore(d)
 
 @patch

@@ -44,11 +44,10 @@ def plot_member_weights(
     fig = figure(width, .8 + .19*sk.K); ax = fig.subplots(); left = np.zeros(sk.K)
     for m, n in enumerate(names):
         ax.barh(range(sk.K), w[m], left=left, height=.82, color=member_colours[m % 8], label=_plain(n))
-        for k in np.flatnonzero(w[m] > .12): ax.text(left[k] + w[m, k]/2, k, f'{w[m, k]:.0%}', ha='center', va='center', fontsize=6, color='white')
+        for k in np.flatnonzero(w[m] > .07): ax.text(left[k] + w[m, k]/2, k, f'{w[m, k]:.0%}', ha='center', va='center', fontsize=7, color='white')
         left += w[m]
-    ax.set_yticks(range(sk.K), sk.keypoints, fontsize=7); ax.invert_yaxis(); ax.set(xlim=(0, 1), xlabel='share of the weight'); ax.margins(y=.01)
+    ax.set_yticks(range(sk.K), sk.keypoints); ax.set(xlim=(0, 1), ylim=(sk.K - .5, -.5)); ax.tick_params(labelsize=7); ax.set_xlabel('share of the weight' + f'; {_plain(title)}'*bool(title), fontsize=8)
     ax.legend(fontsize=7, ncols=min(4, len(names)), loc='lower center', bbox_to_anchor=(.5, 1))
-    if title: ax.set_xlabel(_plain(f'share of the weight; {title}'))
     return fig
 
 # %% ../../nbs/viz/05_ensemble.ipynb #63fb7967
@@ -87,8 +86,8 @@ def plot_coverage(
     width:float=3.8,
 ): # -> Picture
     "Share of the truth held, over the share stated."
-    fig = figure(width, width*.9); ax = fig.subplots(); ax.plot([0, 1], [0, 1], color='#999999', lw=1); ax.plot([.9, .9], [.88, .92], color="#0b6b3a", lw=9, alpha=.2, solid_capstyle="butt")
+    fig = figure(width, width*.9); ax = fig.subplots(); ax.plot([0, 1], [0, 1], color='#999999', lw=1); ax.plot([.9, .9], [.88, .92], color='#0b6b3a', lw=9, alpha=.3, solid_capstyle='butt', label='90 +- 2 %')
     for (label, t), c, m in zip(tables.items(), member_colours, 'osd^vP'):
         q = np.array(list(t)); v = np.array(list(t.values())); ax.errorbar(q, v[:, 0], yerr=np.abs(v[:, 1:].T - v[:, 0]), fmt=m + '-', ms=4, lw=1.1, capsize=2, color=c, label=_plain(label))
-    ax.set(xlim=(.4, 1), ylim=(.4, 1), xlabel='share stated', ylabel='share that holds the truth'); ax.grid(alpha=.25); ax.legend(fontsize=7)
+    ax.set(xlim=(.4, 1), ylim=(.4, 1), xlabel='share stated', ylabel='share that holds the truth'); ax.grid(alpha=.25); ax.legend(fontsize=8, loc='lower right')
     return fig

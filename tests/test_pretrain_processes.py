@@ -1,0 +1,45 @@
+"""Pre-training by two processes: they share every batch, stay equal, stop together and go on from where they were."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from posellm.train.pretrain import Pretrain, side_by_side
+from posellm.train.state import load_checkpoint
+
+SMALL = dict(steps=6, warmup=2, batch=4, pictures=4, shard_steps=2, window=3, first=2, input_hw=(64, 48), precision='fp32')
+
+
+@pytest.mark.slow
+def test_two_processes_repeat_each_other(tmp_path):
+    """Two runs by two processes end with the same weights, bit for bit, and what they did is described."""
+    a, b = tmp_path / 'a', tmp_path / 'b'
+    for f in (a, b): side_by_side(2, Pretrain(**SMALL), f, workers=1, shard_folder=tmp_path / f's{f.name}')
+    A, B = (load_checkpoint(f / 'last.ckpt') for f in (a, b))
+    assert A['step'] == 6
+    for k, v in A['model'].items(): assert torch.equal(v, B['model'][k]), k
+    assert json.loads((a / 'model.json').read_text())['meta']['samples'] == 24
+
+
+@pytest.mark.slow
+def test_interrupted_together_and_resumed(tmp_path):
+    """SIGINT ends both processes with a checkpoint; the same command goes on and leaves nobody behind."""
+    code = ("import sys; from posellm.train.pretrain import *\n"
+            f"if __name__ == '__main__': side_by_side(2, Pretrain(**{dict(SMALL, steps=int(1e6))!r} | dict(steps=int(sys.argv[1]))), {str(tmp_path / 'r')!r}, workers=1, shard_folder={str(tmp_path / 's')!r})\n")
+    file = tmp_path / 'run.py'; file.write_text(code)
+    p = subprocess.Popen([sys.executable, file, '1000000'], start_new_session=True, stderr=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
+    until = time.time() + 120
+    while time.time() < until and 'step' not in (line := p.stderr.readline()): pass
+    assert 'step' in line
+    time.sleep(1); p.send_signal(signal.SIGINT); rest = p.communicate(timeout=60)[1]
+    assert p.returncode != 0 and 'goes on from there' in rest
+    assert subprocess.run(['pgrep', '-s', str(p.pid)], capture_output=True, text=True).stdout == '', 'a process is left'
+    step = load_checkpoint(tmp_path / 'r' / 'last.ckpt')['step']; assert step > 0
+    q = subprocess.run([sys.executable, file, str(step + 2)], capture_output=True, text=True, timeout=120)
+    assert q.returncode == 0, q.stderr[-2000:]
+    assert load_checkpoint(tmp_path / 'r' / 'last.ckpt')['step'] == step + 2
