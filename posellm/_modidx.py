@@ -116,6 +116,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'posellm.app.estimator.Estimator.one': ( 'app/estimator.html#estimator.one',
                                                                                 'posellm/app/estimator.py'),
                                        'posellm.app.estimator._answered': ('app/estimator.html#_answered', 'posellm/app/estimator.py'),
+                                       'posellm.app.estimator.as_image': ('app/estimator.html#as_image', 'posellm/app/estimator.py'),
                                        'posellm.app.estimator.fetch_image': ('app/estimator.html#fetch_image', 'posellm/app/estimator.py'),
                                        'posellm.app.estimator.honest_note': ('app/estimator.html#honest_note', 'posellm/app/estimator.py'),
                                        'posellm.app.estimator.is_url': ('app/estimator.html#is_url', 'posellm/app/estimator.py'),

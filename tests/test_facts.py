@@ -150,7 +150,7 @@ const s = document.querySelector('.s[data-j*="elbow"]'); s.dispatchEvent(new Poi
 s.focus(); if (!document.hasFocus()) s.dispatchEvent(new FocusEvent("focus")); // a window without the focus sends none
 out.focused = $$("circle.on"); s.blur(); if (!document.hasFocus()) s.dispatchEvent(new FocusEvent("blur"));
 const conf = document.getElementById("conf"); conf.value = 1; conf.dispatchEvent(new Event("input")); out.high = $$("article:not([hidden])"); key("Escape"); out.reset = $$("article:not([hidden])");
-const r = document.getElementById("routed"); r.value = "1"; r.dispatchEvent(new Event("input")); out.routed = $$(".person:not([hidden])"); key("Escape");
+key("r"); out.at = document.activeElement.id; const r = document.getElementById("routed"); r.value = "1"; r.dispatchEvent(new Event("input")); out.routed = $$(".person:not([hidden])"); key("Escape");
 key("j"); out.first = document.activeElement.id; key("j"); out.second = document.activeElement.id; key("k"); out.back = document.activeElement.id; key("f"); out.open = $$("details[open]"); key("s"); out.bones = $$("svg:not([hidden])");
 out.wide = document.documentElement.scrollWidth <= innerWidth; out.broken = [...document.images].filter(i => i.complete && !i.naturalWidth).length;
 const p = document.createElement("pre"); p.id = "probe"; p.textContent = JSON.stringify(out); document.body.append(p);
@@ -162,7 +162,7 @@ def test_the_gallery_works_in_a_browser(tmp_path):
     p = make_people(3, 2, COCO17, seed=4); g = np.random.default_rng(0)
     def one(i):
         q = p[p.image_id == i]; q.images = [im for im in p.images if im['id'] == i]
-        return Result(f'{i}.jpg', g.integers(0, 255, (700, 700, 3), dtype=np.uint8), q, 'labels', routed=np.array([i == 1, False]), by=lambda f, who, crop: Text((Sentence('The left elbow is bent.', ('left_elbow.bend:bent',)),)))
+        return Result(f'{i}.jpg', g.integers(0, 255, (700, 700, 3), dtype=np.uint8), q, '/long' + '/folder'*40 + '.json', note='trained on `something` else', routed=np.array([i == 1, False]), by=lambda f, who, crop: Text((Sentence('The left elbow is bent.', ('left_elbow.bend:bent',)),)))
     got = save_results(map(one, (1, 2, 3)), tmp_path); page = tmp_path/'probe.html'
     page.write_text(Path(got['gallery']).read_text().replace('</body>', PROBE + '</body>'))
     for size in ('1400,1000', '400,800'):
@@ -171,7 +171,7 @@ def test_the_gallery_works_in_a_browser(tmp_path):
         assert out['cards'] == 3 and out['count'].startswith('6 people in 3 pictures'), out
         want = len(set(out['joints'].split()))
         assert out['lit'] <= want and out['after'] == 0 and out['focused'] == out['lit'] and out['lit'] > 0, out
-        assert out['high'] < 3 and out['reset'] == 3 and out['routed'] == 1, out
+        assert out['high'] < 3 and out['reset'] == 3 and out['routed'] == 1 and out['at'] == 'routed', out
         assert (out['first'], out['second'], out['back']) == ('c1', 'c2', 'c1') and out['open'] == 2 and out['bones'] == 0, out
         assert out['wide'] and out['broken'] == 0, out
 

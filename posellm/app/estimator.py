@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['weights_known', 'images_known', 'videos_known', 'EMBEDDED', 'people_from_boxes', 'open_model', 'is_url', 'is_video',
-           'list_images', 'sources_of', 'fetch_image', 'learned_finish', 'honest_note', 'Estimator', 'results_for',
-           'stream', 'video']
+           'list_images', 'sources_of', 'as_image', 'fetch_image', 'learned_finish', 'honest_note', 'Estimator',
+           'results_for', 'stream', 'video']
 
 # %% ../../nbs/app/00_estimator.ipynb #99dba212
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -81,18 +82,37 @@ def is_video(source) -> bool: return not isinstance(source, (np.ndarray, list, t
 def list_images(source) -> list: # paths
     "The images behind a file, a folder, or a list of them."
     if isinstance(source, (list, tuple)): return [p for s in source for p in list_images(s)]
+    if isinstance(source, np.ndarray): return [source]
+    if not isinstance(source, (str, Path)): raise PoseError('this cannot be looked at', found=type(source).__name__, allowed='a path, an array (h,w,3) of RGB, or a list of them', todo='of a PIL image: np.asarray(image.convert("RGB")); of a tensor (3,h,w): tensor.permute(1, 2, 0).numpy(); of a set or generator: list(...)')
+    if not str(source).strip(): raise PoseError('an empty path', todo='give an image or a folder; the folder you are in is "."')
     if is_url(source): raise PoseError('this is an address on the network, and nothing is fetched unasked', file=source, todo='Estimator(..., urls=True), or posellm predict --url; or fetch the file and give its path')
-    p = Path(source).expanduser()
-    if p.is_dir():
+    p = Path(os.path.expanduser(source))
+    if os.path.isdir(p): # pathlib's own raises where a name is too long
         found = sorted(f for f in p.iterdir() if f.suffix.lower() in images_known)
         if not found: raise PoseError('no images in this folder', file=p, allowed=' '.join(images_known), todo='give a folder that holds images')
         return found
-    if not p.exists(): raise PoseError('there is no such image', file=p, todo='check the path')
+    if not os.path.exists(p): raise PoseError('there is no such image', file=p, todo='check the path')
     return [p]
 
 def sources_of(sources, urls:bool=False) -> list: # paths of images and videos, and addresses where they are allowed
     "Everything behind a list of sources, in order."
-    return [p for s in sources for p in ([s] if is_url(s) and urls or is_video(s) and Path(s).exists() else list_images(s))]
+    return [p for s in sources for p in ([s] if is_url(s) and urls or is_video(s) and os.path.exists(s) else list_images(s))]
+
+# %% ../../nbs/app/00_estimator.ipynb #0b1f75a3
+_advice = dict(bool="image.astype('uint8') * 255", uint16="(image // 257).astype('uint8')")
+
+def as_image(
+    a:np.ndarray, # (h,w,3), (h,w,4), (h,w,1) or (h,w); uint8, or floats from 0 to 1; RGB: reverse the channels of what OpenCV has read
+) -> np.ndarray: # (h,w,3) RGB uint8
+    "An array as a picture; what could mean several things is refused, not guessed."
+    shape = a.shape; flat = a[..., None] if a.ndim == 2 else a
+    if flat.ndim != 3 or flat.shape[2] not in (1, 3, 4) or not flat.size: raise PoseError('the array is not a picture', field='shape', found=shape, allowed='(h,w,3) RGB, (h,w,4), (h,w)', todo='channels last: image.transpose(1, 2, 0)' if a.ndim == 3 and shape[0] in (1, 3, 4) else 'pass a list with one array for each picture' if a.ndim == 4 else None)
+    if a.dtype.kind == 'f':
+        lo, hi = float(flat.min()), float(flat.max()) # nan where one is among them
+        if not (lo >= 0 and hi <= 1): raise PoseError('floats of a picture lie between 0 and 1', field='values', found=f'{lo:g} to {hi:g}', allowed='0 to 1, or uint8', todo="image.clip(0, 255).astype('uint8') where they mean 0 to 255")
+        flat = np.rint(flat*255).astype(np.uint8)
+    if flat.dtype != np.uint8: raise PoseError('numbers of another kind than a picture has', field='dtype', found=a.dtype, allowed='uint8, or floats from 0 to 1', todo=_advice.get(a.dtype.name, "image.astype('uint8') where they mean 0 to 255"))
+    return np.ascontiguousarray(np.repeat(flat, 3, 2) if flat.shape[2] == 1 else flat[..., :3])
 
 def fetch_image(
     url:str, most:int=64 << 20, # bytes
@@ -148,9 +168,10 @@ class Estimator:
         self.second = open_second(source, budget, self.model) if budget else None
         self.honesty = honest_note(source if isinstance(source, (str, Path)) else None, self.name)
 
-    def one(self, image, name:str='array', frame:int=None) -> Result: # image: path or (h,w,3) RGB uint8
+    def one(self, image, name:str='array', frame:int=None) -> Result: # image: path, or array as for `as_image`
         "People of one image."
-        if not isinstance(image, np.ndarray): name, image = Path(image).name, read_image(image)
+        if isinstance(image, np.ndarray): image = as_image(image)
+        else: name, image = Path(image).name, read_image(image)
         b, s = self.boxes(image, name)
         rec = dict(id=1, file_name=name, width=image.shape[1], height=image.shape[0])
         poses = people_from_boxes(b, s, rec, self.model.spec.skeleton); poses, routed = self._answered(poses, image, s) if len(poses) else (poses, None)
@@ -179,7 +200,6 @@ def results_for(self:Estimator, source): # image, path, folder, video, address, 
     if isinstance(source, np.ndarray): return self.one(source)
     if is_url(source) and self.urls: source = fetch_image(source)
     if is_video(source): return self.video(source)
-    if isinstance(source, (list, tuple)) and any(isinstance(s, np.ndarray) for s in source): return [self.one(s) if isinstance(s, np.ndarray) else self(s) for s in source]
     paths = list_images([fetch_image(s) if is_url(s) and self.urls else s for s in source] if isinstance(source, (list, tuple)) else source)
     if len(paths) == 1 and not isinstance(source, (list, tuple)) and not Path(source).is_dir(): return self.one(paths[0])
     return list(self.stream(paths))

@@ -148,7 +148,7 @@ class PersonBoxes:
         self.min_score, self.model, self.table, self.note = .5 if min_score is None else min_score, None, None, None
         if isinstance(boxes, (list, tuple, np.ndarray)): self.source, self.fixed = 'given boxes', np.asarray(boxes, float).reshape(-1, 4)
         elif boxes == 'whole': self.source = 'whole image'
-        elif str(boxes).endswith('.json'): self.source, self.table = f'boxes of {boxes}', boxes_from_file(boxes, FILE_SCORE if min_score is None else min_score)
+        elif str(boxes).endswith('.json'): self.source, self.table = f'those of {boxes}', boxes_from_file(boxes, FILE_SCORE if min_score is None else min_score)
         elif boxes == 'auto' or boxes in detectors: self._detector(None if boxes == 'auto' else boxes)
         else: self._transformer(str(boxes))
 
