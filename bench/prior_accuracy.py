@@ -131,7 +131,7 @@ def sides_lines(sides):
     """The two tables of exchanged sides."""
     name = dict(real='COCO val', generated='generated', generated_by_embedded='generated'); rows = [(name[w], r) for w, rows in sides.items() for r in rows]
     if not rows: return []
-    out = ['| people | other errors | exchanged people | repaired pairs | precision | recall | most that is found at precision 0.95 |', '|---|---|---|---|---|---|---|']
+    out = ['| people | other errors | exchanged people | repaired pairs | precision | recall | most that is found at precision 0.95 (95 %, people drawn with replacement) |', '|---|---|---|---|---|---|---|']
     out += [f"| {w} | {r['errors']} | {r['exchanged_people']} | {r['repaired']} | {r['precision']:.3f} | {r['recall']:.3f} | {r['reachable']:.3f} ({r['reachable_95'][0]:.3f} to {r['reachable_95'][1]:.3f}) |" for w, r in rows]
     out += ['', 'The curve behind the last column, groups by lot: the best precision that any threshold of this network has at each recall, chosen with hindsight. Wanted is 0.95 at 0.6.', '', '| people | other errors | ' + ' | '.join(f'recall {x}' for x in RECALLS) + ' |', '|---'*(len(RECALLS) + 2) + '|']
     out += [f"| {w} | {r['errors']} | " + ' | '.join(f'{v:.2f}' for v in r['curve'].values()) + ' |' for w, r in rows]
