@@ -6,6 +6,7 @@ Writes posellm/assets/weights/posellm-synth-s.safetensors (16 bits), .json (the 
 """
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from posellm.app.report import processor
@@ -49,9 +50,9 @@ def card(info, rows, note=''):
 
 def main():
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument('run'); ask.add_argument('--note', default='', help='a sentence more for the card'); ask.add_argument('--real', help='COCO data set with a val part of photographs')
+    ask.add_argument('run'); ask.add_argument('--note', default='', help='a sentence more for the card'); ask.add_argument('--padding', type=float, help='of the box in use, where it differs from training: chosen on people who are not reported'); ask.add_argument('--real', help='COCO data set with a val part of photographs')
     a = ask.parse_args(); setup_log(); folder = assets() / 'weights'
-    info = read_info(a.run); save_model(load_model(a.run), folder, info['meta'], NAME, half=True)
+    info, net = read_info(a.run), load_model(a.run); net.spec = replace(net.spec, padding=a.padding or net.spec.padding); save_model(net, folder, info['meta'], NAME, half=True)
     model = load_model(folder / f'{NAME}.safetensors'); v1 = synth_v1(); rows = [row(f'{v1.name} val, generated people of another look', *measured(model, synth_folder(800, v1.n_val, 200)))]
     if a.real: rows.append(row(f'photographs ({Path(a.real).name} val)', *measured(model, a.real)))
     write_atomic(folder / f'{NAME}.md', card(read_info(folder / f'{NAME}.safetensors'), rows, a.note)); print('\n'.join(rows))
