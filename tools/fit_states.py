@@ -100,8 +100,8 @@ def said(q):
     return dict(posture=q['posture'][:, :len(names['posture'])], facing=q['facing'][:, :len(names['facing'])], activity=gait, striding=gait.sum(1, keepdims=True)), {**names, 'activity': names['activity'][:2], 'striding': ['striding']}
 
 
-def thresholds(ways, precision=.98, few=40):
-    "From which probability on a state is right in `precision` of the cases (the promise of .97, and a point of room), however the joints became known; 2: never. `ways`: per way, ({head: (n,C) probabilities}, {head: (n,C) what holds}). Left and right share theirs."
+def thresholds(ways, precision=.975, few=40):
+    "From which probability on a state is right in `precision` of the cases (the promise of .97, and half a point of room), however the joints became known; 2: never. `ways`: per way, ({head: (n,C) probabilities}, {head: (n,C) what holds}). Left and right share theirs."
     out = {h: np.max([[lowest_threshold(q[h][:, c], y[h][:, c], precision, .5, few) for c in range(q[h].shape[1])] for q, y in ways], 0) for h in ways[0][0]}
     l, r = (S.HEADS['facing'].index(f'image {s}') for s in ('left', 'right')); both = lambda v: np.r_[v[:, l], v[:, r]]
     out['facing'][[l, r]] = max(lowest_threshold(both(q['facing']), both(y['facing']), precision, .5, few) for q, y in ways)
