@@ -26,11 +26,13 @@ def mine():
 
 @pytest.fixture
 def nothing_left():
+    deaf = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born deaf to Ctrl-C
     before = mine(); yield
     gc.collect(); threads, children = mine()
     assert threads <= before[0], [t.name for t in threads - before[0]]
     assert children <= before[1], children - before[1]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    try: assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally: signal.signal(signal.SIGINT, deaf)
 
 
 GROWTH = '''
