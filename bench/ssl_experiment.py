@@ -21,6 +21,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 
@@ -50,13 +51,33 @@ from posellm.viz.canvas import figure, to_png
 def posed(p): return p[(p.num_keypoints > 0) & ~p.iscrowd]
 
 
-def generated(most, n_unlabelled, n_hidden, n_val, folder=None):
+def thermal(picture, seed):
+    "A picture as a simple thermal camera might give it: one channel, bright and dark exchanged, soft, noisy."
+    g = np.random.default_rng(seed); grey = 255 - cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY).astype(np.float32); grey = cv2.GaussianBlur(grey, (0, 0), 1.2)
+    return cv2.merge([(grey*.8 + 30 + g.normal(0, 6, grey.shape)).clip(0, 255).astype(np.uint8)]*3)
+
+
+DOMAINS = dict(thermal=thermal)
+
+
+def seen_as(people, folder, how):
+    "The same people in pictures of another domain, written beside each other in `folder`."
+    if not how: return people
+    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True); out = []
+    for im in people.images:
+        file = folder/(Path(im['file_name']).stem + '.png')
+        if not file.is_file(): write_atomic(file, cv2.imencode('.png', DOMAINS[how](cv2.imread(str(im['path'])), im['id']))[1].tobytes())
+        out.append(dict(im, file_name=file.name, path=str(file)))
+    return replace(people, images=out)
+
+
+def generated(most, n_unlabelled, n_hidden, n_val, folder=None, domain=None):
     "Function n -> labelled, unlabelled, hidden and reported people of synth-v1 (of `folder`, when it has been written already): the labelled ones are the first n of `most`, the others do not depend on n."
     made = Path(folder) if folder else data_root()/'synth'/f'ssl-{most}-{n_unlabelled}-{n_hidden}-{n_val}'
     if not folder and not (made/'done.json').is_file():
         shutil.rmtree(made, ignore_errors=True); synth_v1().write(made, len(os.sched_getaffinity(0)), most + n_unlabelled + n_hidden, n_val, 0); write_json(made/'done.json', {})
-    train, val = (load_data(made, s, images=False) for s in ('train', 'val')); cut, end = cutter(train), most + n_hidden; rest = hide_labels(cut(end, end + n_unlabelled)), cut(most, end), cutter(val)(0, n_val)
-    return lambda n: (cut(0, n), *rest)
+    train, val = (load_data(made, s, images=False) for s in ('train', 'val')); cut, end = cutter(train), most + n_hidden; rest = hide_labels(cut(end, end + n_unlabelled)), cut(most, end), cutter(val)(0, n_val); other = lambda p, k: seen_as(p, made/f'{domain}-{k}', domain)
+    rest = [other(p, k) for p, k in zip(rest, ('train', 'train', 'val'))]; return lambda n: (other(cut(0, n), 'train'), *rest)
 
 
 def cutter(people, order=None):
@@ -75,7 +96,7 @@ def photographs(folder, most):
 
 def leeds_boxes(folder):
     "People of the Leeds Sports Pose pictures with boxes around the keypoints, which are not kept."
-    import cv2, scipy.io
+    import scipy.io
     joints = scipy.io.loadmat(folder/'joints.mat')['joints'].transpose(2, 0, 1); images, boxes = [], [] # (N,14,3): x, y from 1, labelled
     for i, j in enumerate(joints):
         f = folder/'images'/f'im{i + 1:05d}.jpg'; h, w = cv2.imread(str(f)).shape[:2]; xy = j[j[:, 2] > 0, :2] - 1
@@ -136,7 +157,7 @@ def job(a, n, name, seed, parts, folder):
     return record(a, n, name, seed, folder)
 
 
-def about(a, cfg): return dict(deciding(cfg), hw=list(a.hw), start=a.start, data=Path(a.data).name, unlabelled=None, counts=[max(a.labelled), a.unlabelled, a.hidden, a.val]) # what must agree for a finished job to be kept
+def about(a, cfg): return dict(deciding(cfg), hw=list(a.hw), start=a.start, data=Path(a.data).name, domain=a.domain, unlabelled=None, counts=[max(a.labelled), a.unlabelled, a.hidden, a.val]) # what must agree for a finished job to be kept
 
 
 def record(a, n, name, seed, folder):
@@ -179,7 +200,7 @@ class Comparison:
 def table(a, records, compared, counts):
     "Markdown: every method beside the supervised yardstick at equal steps and at equal compute."
     show = lambda d: '-' if d is None else f'{100*d.value:+.1f} ({100*d.lo:+.1f} to {100*d.hi:+.1f})'
-    out = [f'# Unlabelled images: {"generated people" if a.data == "synth" else Path(a.data).name}', '', f'{time.strftime("%Y-%m-%d")}, {processor()}, machine shared with other work, {torch.get_num_threads()} thread{"s"*(torch.get_num_threads() > 1)}, Python {platform.python_version()}.',
+    out = [f'# Unlabelled images: {"generated people" + (f", {a.domain} pictures" if a.domain else "") if a.data == "synth" else Path(a.data).name}', '', f'{time.strftime("%Y-%m-%d")}, {processor()}, machine shared with other work, {torch.get_num_threads()} thread{"s"*(torch.get_num_threads() > 1)}, Python {platform.python_version()}.',
            f'`{command(a)}`', '', f'{counts[0]} unlabelled, {counts[1]} hidden (choose the weights, feed the brake; they count as labels used), {counts[2]} reported people. Network posellm-s at {a.hw[0]}x{a.hw[1]}, batch {a.batch} + {a.batch}, learning rate {a.lr}, start: {a.start_note}, {a.mark}.', '',
            'AP x 100 (OKS .50:.95, true boxes, flip test); mean over seeds; differences paired over images (95 %, 1,000 resamples), averaged over seeds. Equal compute: against supervised training of as many passes (a training pass counts three inference passes). Best: step of the kept weights.', '',
            '| labelled | method | seeds | steps | seconds | AP | each seed | best | minus supervised, equal steps | minus supervised, equal compute | peak MiB |', '|---|---|---|---|---|---|---|---|---|---|---|',
@@ -210,7 +231,7 @@ def curves(a, records, compared):
 
 
 def val_pred(r, val): return Poses.from_results(r['results'], val)
-def command(a): return f'python bench/ssl_experiment.py --data {Path(a.data).name} --labelled {" ".join(map(str, a.labelled))} --unlabelled {a.unlabelled} --steps {a.steps} --batch {a.batch} --lr {a.lr} --hw {a.hw[0]} {a.hw[1]} --jobs {" ".join(a.jobs)} --seeds {" ".join(map(str, a.seeds))}' + (f' --once {" ".join(a.once)}' if a.once else '') + (f' --curve {" ".join(a.curve)}' if len(a.labelled) > 1 else '') + f' --start {Path(a.start).name}' + (f" --over '{a.over}'" if a.over != '{}' else '')
+def command(a): return f'python bench/ssl_experiment.py --data {Path(a.data).name}{" --domain " + a.domain if a.domain else ""} --labelled {" ".join(map(str, a.labelled))} --unlabelled {a.unlabelled} --steps {a.steps} --batch {a.batch} --lr {a.lr} --hw {a.hw[0]} {a.hw[1]} --jobs {" ".join(a.jobs)} --seeds {" ".join(map(str, a.seeds))}' + (f' --once {" ".join(a.once)}' if a.once else '') + (f' --curve {" ".join(a.curve)}' if len(a.labelled) > 1 else '') + f' --start {Path(a.start).name}' + (f" --over '{a.over}'" if a.over != '{}' else '')
 
 
 def write(a, records, val, counts):
@@ -221,14 +242,14 @@ def write(a, records, val, counts):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--data', default='synth'); p.add_argument('--folder', help='synth-v1 as it was written before'); p.add_argument('--start', default='posellm-synth-s'); p.add_argument('--start-note', default='the weights in the package (posellm-synth-s), trained on generated people of the base look'); p.add_argument('--out', default='bench/results/ssl_experiment'); p.add_argument('--work', default='/tmp/posellm-ssl')
+    p.add_argument('--data', default='synth'); p.add_argument('--domain', choices=list(DOMAINS), help='pictures of the generated people as another camera gives them, which the start never saw'); p.add_argument('--folder', help='synth-v1 as it was written before'); p.add_argument('--start', default='posellm-synth-s'); p.add_argument('--start-note', default='the weights in the package (posellm-synth-s), trained on generated people of the base look'); p.add_argument('--out', default='bench/results/ssl_experiment'); p.add_argument('--work', default='/tmp/posellm-ssl')
     p.add_argument('--labelled', type=int, nargs='+', default=[100]); p.add_argument('--unlabelled', type=int, default=2000); p.add_argument('--hidden', type=int, default=300); p.add_argument('--val', type=int, default=1000)
     p.add_argument('--steps', type=int, default=1500); p.add_argument('--batch', type=int, default=16); p.add_argument('--lr', type=float, default=1e-3); p.add_argument('--ema', type=float, default=.995); p.add_argument('--checks', type=int, default=10)
     p.add_argument('--hw', type=int, nargs=2, default=(128, 96)); p.add_argument('--jobs', nargs='+', default=['supervised', 'multiaugs', 'supervised@multiaugs']); p.add_argument('--once', nargs='*', default=[]); p.add_argument('--curve', nargs='*', default=['supervised', 'multiaugs']); p.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     p.add_argument('--over', default='{"patience": 0}', help='JSON: fields of SemiConfig, for all or by job: {"patience": 0, "mean-teacher": {"mask": 0.5}}'); p.add_argument('--table', action='store_true', help='only write table and picture from the jobs that are finished')
     a = p.parse_args(); setup_log(); jobs = planned(a); file = embedded(a.start) or Path(a.start); a.mark = sha256(file)[:8]
     where = lambda n, x, s: Path(a.work)/a.mark/f'{n}-labelled'/f'{x}-{s}' # other weights, other folders
-    parts = generated(max(a.labelled), a.unlabelled, a.hidden, a.val, a.folder) if a.data == 'synth' else photographs(a.data, max(a.labelled))
+    parts = generated(max(a.labelled), a.unlabelled, a.hidden, a.val, a.folder, a.domain) if a.data == 'synth' else photographs(a.data, max(a.labelled))
     records = [r for j in jobs if (r := record(a, *j, where(*j)))]; some = parts(a.labelled[0]); counts = [len(some[1]), len(posed(some[2])), len(posed(some[3]))]; print(f'people: {len(posed(some[0]))} labelled, {counts[0]} unlabelled, {counts[1]} hidden, {counts[2]} reported', flush=True)
     for k, (n, name, seed) in enumerate(jobs if not a.table else []):
         if any((r['labelled'], r['name'], r['seed']) == (n, name, seed) for r in records): continue
