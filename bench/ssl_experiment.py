@@ -57,7 +57,30 @@ def thermal(picture, seed):
     return cv2.merge([(grey*.8 + 30 + g.normal(0, 6, grey.shape)).clip(0, 255).astype(np.uint8)]*3)
 
 
-DOMAINS = dict(thermal=thermal)
+def negative(picture, seed):
+    "A photographic negative."
+    return 255 - picture
+
+
+def drawing(picture, seed):
+    "Grey lines where the brightness changes, on white."
+    grey = cv2.GaussianBlur(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), (0, 0), 1.).astype(np.float32); edge = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
+    return cv2.merge([(255 - 3*edge).clip(0, 255).astype(np.uint8)]*3)
+
+
+def turned(picture, seed):
+    "A camera that hangs upside down."
+    return cv2.rotate(picture, cv2.ROTATE_180)
+
+
+DOMAINS = dict(thermal=thermal, negative=negative, drawing=drawing, turned=turned)
+
+
+def turn_people(p):
+    "The people of pictures that are turned by half a circle."
+    size = {im['id']: (im['width'], im['height']) for im in p.images}; wh = np.array([size[i] for i in p.image_id.tolist()], float).reshape(-1, 2)
+    xy = np.where((p.vis > 0)[..., None] if p.vis is not None else True, wh[:, None] - 1 - p.xy, p.xy); bbox = np.concatenate([wh - p.bbox[:, :2] - p.bbox[:, 2:], p.bbox[:, 2:]], 1)
+    return replace(p, xy=xy, bbox=bbox)
 
 
 def seen_as(people, folder, how):
@@ -68,7 +91,7 @@ def seen_as(people, folder, how):
         file = folder/(Path(im['file_name']).stem + '.png')
         if not file.is_file(): write_atomic(file, cv2.imencode('.png', DOMAINS[how](cv2.imread(str(im['path'])), im['id']))[1].tobytes())
         out.append(dict(im, file_name=file.name, path=str(file)))
-    return replace(people, images=out)
+    return replace(turn_people(people) if how == 'turned' else people, images=out)
 
 
 def generated(most, n_unlabelled, n_hidden, n_val, folder=None, domain=None):
@@ -115,9 +138,18 @@ def concat_hidden(parts):
     return concat(out)
 
 
-def start_nets(a, cfg):
-    nets = [create_model('posellm-s', 'coco17', input_hw=tuple(a.hw), weights=a.start) for _ in range(cfg.nets)]
+def start_nets(a, cfg, starts):
+    nets = [create_model('posellm-s', 'coco17', input_hw=tuple(a.hw), weights=str(w)) for w in starts[:cfg.nets]]
     return nets[0] if cfg.nets == 1 else Twin(*nets)
+
+
+def first_phase(a, seed, parts, folder):
+    "Weights that jobs of this seed begin with: those of --start, or of a supervised phase from there, which is trained once and shared."
+    if not a.phase: return a.start
+    if not (folder/'done.json').is_file():
+        cfg = config(a, 'supervised', a.phase, seed); model = start_nets(a, cfg, [a.start]); history, _ = fit_semi(model, parts[0], None, parts[2], cfg, folder, resume=True, reports=dict(val=parts[3]))
+        write_json(folder/'done.json', dict(ap=history.rows[-1]['ap'], start_ap=history.rows[0]['ap'], seconds=history.seconds, best_step=history.best['step']))
+    return folder/'model.safetensors'
 
 
 def method_of(name): return name.split('@')[0].split('+')[0]
@@ -148,8 +180,8 @@ def planned(a):
 
 def job(a, n, name, seed, parts, folder):
     "Train one network; its record."
-    lab, unl, hidden, val = parts; steps = steps_of(a, name); cfg = config(a, name, steps, seed); supervised = not cfg.paths
-    yardstick = None if supervised else load_yardstick(folder.parent/f'supervised-{seed}', hidden); clear_peak(); model = start_nets(a, cfg)
+    lab, unl, hidden, val = parts; steps = steps_of(a, name); cfg = config(a, name, steps, seed + 1000*bool(a.phase)); supervised = not cfg.paths; starts = [first_phase(a, s, parts, folder.parent/f'phase-{s}') for s in range(seed, seed + cfg.nets)] # the two of a pair begin apart where there is a phase
+    yardstick = None if supervised else load_yardstick(folder.parent/f'supervised-{seed}', hidden); clear_peak(); model = start_nets(a, cfg, starts)
     history, _ = fit_semi(model, lab, None if supervised else unl, hidden, cfg, folder, resume=True, yardstick=yardstick, reports=dict(val=val))
     row = history.rows[-1]
     write_json(folder/'record.json', dict(name=name, seed=seed, labelled=n, steps=history.steps, cost=cost(cfg), seconds=history.seconds, best_step=history.best['step'], stopped=history.stopped, peak_mib=peak(), start_ap=history.rows[0]['ap'],
@@ -157,13 +189,13 @@ def job(a, n, name, seed, parts, folder):
     return record(a, n, name, seed, folder)
 
 
-def about(a, cfg): return dict(deciding(cfg), hw=list(a.hw), start=a.start, data=Path(a.data).name, domain=a.domain, unlabelled=None, counts=[max(a.labelled), a.unlabelled, a.hidden, a.val]) # what must agree for a finished job to be kept
+def about(a, cfg): return dict(deciding(cfg), hw=list(a.hw), start=a.start, data=Path(a.data).name, domain=a.domain, unlabelled=None, counts=[max(a.labelled), a.unlabelled, a.hidden, a.val], **(dict(phase=a.phase) if a.phase else {})) # what must agree for a finished job to be kept
 
 
 def record(a, n, name, seed, folder):
     "A finished job, or None; one of other settings is refused."
     if not (folder/'record.json').is_file(): return None
-    r = read_json(folder/'record.json'); want = json.loads(json.dumps(about(a, config(a, name, steps_of(a, name), seed)))); bad = [k for k in want if r['settings'].get(k) != want[k] and k not in ('augment', 'easy')]
+    r = read_json(folder/'record.json'); want = json.loads(json.dumps(about(a, config(a, name, steps_of(a, name), seed + 1000*bool(a.phase))))); bad = [k for k in want if r['settings'].get(k) != want[k] and k not in ('augment', 'easy')]
     if bad: raise PoseError('this job was finished with other settings', file=folder/'record.json', field=', '.join(bad), found=[r['settings'].get(k) for k in bad], allowed=[want[k] for k in bad], todo='give another --work')
     return dict(r, results=str(folder/r['results']))
 
@@ -197,14 +229,19 @@ class Comparison:
         return None if not both or name == base else difference_of('AP', mean(self.values, base), mean(self.values, name), mean(self.samples, name) - mean(self.samples, base), self.draws.shape[1])
 
 
+def starts_of(a, records): # (labelled, AP before the first step, of each seed)
+    one = {(r['labelled'], r['seed']): r['start_ap'] for r in records if r['name'] == 'supervised'}; ns = list(dict.fromkeys(n for n, _ in one))
+    return [(n, [v for (m, _), v in one.items() if m == n]) for n in (ns if a.phase else ns[:1])]
+
+
 def table(a, records, compared, counts):
     "Markdown: every method beside the supervised yardstick at equal steps and at equal compute."
     show = lambda d: '-' if d is None else f'{100*d.value:+.1f} ({100*d.lo:+.1f} to {100*d.hi:+.1f})'
     out = [f'# Unlabelled images: {"generated people" + (f", {a.domain} pictures" if a.domain else "") if a.data == "synth" else Path(a.data).name}', '', f'{time.strftime("%Y-%m-%d")}, {processor()}, machine shared with other work, {torch.get_num_threads()} thread{"s"*(torch.get_num_threads() > 1)}, Python {platform.python_version()}.',
-           f'`{command(a)}`', '', f'{counts[0]} unlabelled, {counts[1]} hidden (choose the weights, feed the brake; they count as labels used), {counts[2]} reported people. Network posellm-s at {a.hw[0]}x{a.hw[1]}, batch {a.batch} + {a.batch}, learning rate {a.lr}, start: {a.start_note}, {a.mark}.', '',
+           f'`{command(a)}`', '', f'{counts[0]} unlabelled, {counts[1]} hidden (choose the weights, feed the brake; they count as labels used), {counts[2]} reported people. Network posellm-s at {a.hw[0]}x{a.hw[1]}, batch {a.batch} + {a.batch}, learning rate {a.lr}, start: {a.start_note}, {a.mark}{f", then {a.phase} supervised steps on the labelled people" if a.phase else ""}.', '',
            'AP x 100 (OKS .50:.95, true boxes, flip test); mean over seeds; differences paired over images (95 %, 1,000 resamples), averaged over seeds. Equal compute: against supervised training of as many passes (a training pass counts three inference passes). Best: step of the kept weights.', '',
            '| labelled | method | seeds | steps | seconds | AP | each seed | best | minus supervised, equal steps | minus supervised, equal compute | peak MiB |', '|---|---|---|---|---|---|---|---|---|---|---|',
-           f'| | start | | 0 | 0 | {100*np.mean([r["start_ap"] for r in records]):.1f} | | | | | |']
+           *[f'| {n if a.phase else ""} | start | {len(s)} | 0 | 0 | {100*np.mean(s):.1f} | {", ".join(f"{100*v:.1f}" for v in s) if a.phase else ""} | | | | |' for n, s in starts_of(a, records)]]
     for (n, name), seeds in compared.by.items():
         rs = list(seeds.values()); m = lambda k: np.mean([r[k] for r in rs])
         out.append(f'| {n} | {name} | {len(rs)} | {m("steps"):.0f} | {m("seconds"):.0f} | {100*m("ap"):.1f} | {", ".join(f"""{100*r["ap"]:.1f}""" for r in rs)} | {", ".join(str(r["best_step"]) for r in rs)} | {show(compared.versus(n, name, "supervised"))} | {show(compared.versus(n, name, f"supervised@{name}"))} | {m("peak_mib"):.0f} |')
@@ -231,7 +268,7 @@ def curves(a, records, compared):
 
 
 def val_pred(r, val): return Poses.from_results(r['results'], val)
-def command(a): return f'python bench/ssl_experiment.py --data {Path(a.data).name}{" --domain " + a.domain if a.domain else ""} --labelled {" ".join(map(str, a.labelled))} --unlabelled {a.unlabelled} --steps {a.steps} --batch {a.batch} --lr {a.lr} --hw {a.hw[0]} {a.hw[1]} --jobs {" ".join(a.jobs)} --seeds {" ".join(map(str, a.seeds))}' + (f' --once {" ".join(a.once)}' if a.once else '') + (f' --curve {" ".join(a.curve)}' if len(a.labelled) > 1 else '') + f' --start {Path(a.start).name}' + (f" --over '{a.over}'" if a.over != '{}' else '')
+def command(a): return f'python bench/ssl_experiment.py --data {Path(a.data).name}{" --domain " + a.domain if a.domain else ""} --labelled {" ".join(map(str, a.labelled))} --unlabelled {a.unlabelled} --steps {a.steps}{f" --phase {a.phase}" if a.phase else ""} --batch {a.batch} --lr {a.lr} --hw {a.hw[0]} {a.hw[1]} --jobs {" ".join(a.jobs)} --seeds {" ".join(map(str, a.seeds))}' + (f' --once {" ".join(a.once)}' if a.once else '') + (f' --curve {" ".join(a.curve)}' if len(a.labelled) > 1 else '') + f' --start {Path(a.start).name}' + (f" --over '{a.over}'" if a.over != '{}' else '')
 
 
 def write(a, records, val, counts):
@@ -244,7 +281,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--data', default='synth'); p.add_argument('--domain', choices=list(DOMAINS), help='pictures of the generated people as another camera gives them, which the start never saw'); p.add_argument('--folder', help='synth-v1 as it was written before'); p.add_argument('--start', default='posellm-synth-s'); p.add_argument('--start-note', default='the weights in the package (posellm-synth-s), trained on generated people of the base look'); p.add_argument('--out', default='bench/results/ssl_experiment'); p.add_argument('--work', default='/tmp/posellm-ssl')
     p.add_argument('--labelled', type=int, nargs='+', default=[100]); p.add_argument('--unlabelled', type=int, default=2000); p.add_argument('--hidden', type=int, default=300); p.add_argument('--val', type=int, default=1000)
-    p.add_argument('--steps', type=int, default=1500); p.add_argument('--batch', type=int, default=16); p.add_argument('--lr', type=float, default=1e-3); p.add_argument('--ema', type=float, default=.995); p.add_argument('--checks', type=int, default=10)
+    p.add_argument('--steps', type=int, default=1500); p.add_argument('--phase', type=int, default=0, metavar='STEPS', help='a supervised phase of so many steps on the labelled people comes first; every job, the supervised one too, goes on from its weights'); p.add_argument('--batch', type=int, default=16); p.add_argument('--lr', type=float, default=1e-3); p.add_argument('--ema', type=float, default=.995); p.add_argument('--checks', type=int, default=10)
     p.add_argument('--hw', type=int, nargs=2, default=(128, 96)); p.add_argument('--jobs', nargs='+', default=['supervised', 'multiaugs', 'supervised@multiaugs']); p.add_argument('--once', nargs='*', default=[]); p.add_argument('--curve', nargs='*', default=['supervised', 'multiaugs']); p.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     p.add_argument('--over', default='{"patience": 0}', help='JSON: fields of SemiConfig, for all or by job: {"patience": 0, "mean-teacher": {"mask": 0.5}}'); p.add_argument('--table', action='store_true', help='only write table and picture from the jobs that are finished')
     a = p.parse_args(); setup_log(); jobs = planned(a); file = embedded(a.start) or Path(a.start); a.mark = sha256(file)[:8]

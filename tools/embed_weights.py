@@ -42,7 +42,7 @@ def begun(m):
 def card(info, rows, note=''):
     m = info['meta']; t = m['training']; s = info['spec']
     return '\n'.join([f'# {NAME}', '', f'{info["params"]:,} parameters (`{s["name"]}`), input {s["input_hw"][0]}x{s["input_hw"][1]} (rows x columns), 17 COCO keypoints, 16-bit safetensors. A start for fine-tuning, not an end: it never saw a photograph.', '',
-                      '## How it was made', '', f'`make pretrain`: {m["step"]:,} steps of {t["batch"]} generated people ({m["samples"]:,} views), {m["seconds"]/3600:.1f} hours on {processor()}.{begun(m)}{" " + note if note else ""} '
+                      '## How it was made', '', f'`make pretrain`: {m["samples"]:,} views of generated people, {t["batch"]} a step, {m["seconds"]/3600:.1f} hours on {processor()}.{begun(m)}{" " + note if note else ""} '
                       f'A new shard of {t["pictures"]} pictures every {t["shard_steps"]} steps, the newest {t["window"]} learned from; looks, cameras and rooms are not those of `synth-v1`. AdamW, peak rate {t["lr"]}, constant and then falling over the last {t["cooldown"]:.0%}; cross-entropy over the map; averaged weights. '
                       'All settings are in the description beside the file and in `nbs/train/09_pretrain.ipynb`.', '', '## What it reaches', '', 'AP is COCO\'s (OKS .50:.95), ground-truth boxes, flip test, no fine-tuning, measured with this very file; 95 % bootstrap over images.', '',
                       '| data | of | AP |', '|---|---|---|', *rows, '', '## Licence and limits', '', 'MIT, like the code: no photograph and nobody else\'s weights went in. It does not know whether a box holds a person, guesses hidden joints, and its confidences are heights of maps, not probabilities, unless they were calibrated.', ''])

@@ -14,7 +14,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..core.errors import PoseError
+from ..core.errors import PoseError, counted, one_line
 
 # %% ../../nbs/app/04_cli.ipynb #5f4abfaf
 def say(text): print(text, file=sys.stderr, flush=True)
@@ -174,12 +174,12 @@ def predict(
     paths = sources_of(source, url)
     est, texts = Estimator(model or weights, boxes=boxes, stage=stage, device=device, flip=flip, weights=weights if model else None, urls=url, budget=budget), []
     def seen(results):
-        for r in results: texts.append(str(r) if len(paths) == 1 and r.frame is None else f'{r.file}{"" if r.frame is None else f" frame {r.frame}"}: {len(r)} {"person" if len(r) == 1 else "people"}. {r.text}'); yield r
+        for r in results: texts.append(str(r) if len(paths) == 1 and r.frame is None else f'{one_line(r.file)}{"" if r.frame is None else f" frame {r.frame}"}: {counted(len(r), "person", "people")}. {r.text}'); yield r
     got = save_results(seen(est.stream(paths, every)), out, pictures, skipped=est.skipped)
     skipped = [str(e) for e in est.skipped]
     if not got['images']: raise PoseError('no image could be read', file=source[0], found=f'{len(skipped)} broken', todo=skipped[0] if skipped else None)
     notes = [f'boxes: {est.boxes.source}', *(n for n in (est.boxes.note, est.honesty) if n)] if len(texts) > 1 else []
-    lines = texts + notes + [f'{got["people"]} people in {got["images"]} images, written to {got["out"]}'] + [f'gallery: {got.get("gallery")}'] * ('gallery' in got) + [f'skipped: {len(skipped)}'] * bool(skipped)
+    lines = texts + notes + [f'{counted(got["people"], "person", "people")} in {counted(got["images"], "image")}, written to {got["out"]}'] + [f'gallery: {got.get("gallery")}'] * ('gallery' in got) + [f'skipped: {len(skipped)}'] * bool(skipped)
     emit(as_json, dict(got, skipped=skipped, boxes_from=est.boxes.source, note='; '.join(n for n in (est.boxes.note, est.honesty) if n) or None, model=est.name), lines)
 
 # %% ../../nbs/app/04_cli.ipynb #83b95b13

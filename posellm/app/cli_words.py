@@ -11,7 +11,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..core.errors import PoseError
+from ..core.errors import PoseError, counted, one_line
 from ..core.files import read_json
 
 # %% ../../nbs/app/05a_cli_words.ipynb #51fe6d46
@@ -100,8 +100,8 @@ def explain(
         for r in islice(results_of(people, Meaning.from_dict(read_json(file)) if file else None, by, skipped), limit): rows.append(r.to_json()); yield r
     got = save_results(seen(), out, title='People in words', skipped=skipped) if out else dict(images=sum(1 for _ in seen()))
     lost = [str(e) for e in skipped]
-    if not rows: raise PoseError('nobody to explain: no image could be read, or nobody has keypoints', file=results, found=f'{len(lost)} images not read', todo=lost[0] if lost else None)
-    lines = [f'{r["image"]}: ' + ' '.join(p['text'] for p in r['people']) for r in rows] + [f'{sum(len(r["people"]) for r in rows)} people in {len(rows)} images explained'] + [f'gallery: {got.get("gallery")}']*('gallery' in got) + [f'skipped: {len(lost)}']*bool(lost) + [f'language model: {by!r}']*bool(by)
+    if not rows: raise PoseError('nobody to explain: no image could be read, or nobody has keypoints', file=results, found=f'{counted(len(lost), "image")} not read', todo=lost[0] if lost else None)
+    lines = [f'{one_line(r["image"])}: ' + ' '.join(p['text'] for p in r['people']) for r in rows] + [f'{counted(sum(len(r["people"]) for r in rows), "person", "people")} in {counted(len(rows), "image")} explained'] + [f'gallery: {got.get("gallery")}']*('gallery' in got) + [f'skipped: {len(lost)}']*bool(lost) + [f'language model: {by!r}']*bool(by)
     emit(as_json, dict(got, **(dict(llm=by.asker.meter.to_dict()) if by else {}), people=sum(len(r['people']) for r in rows), skipped=lost, explanations=rows), lines)
 
 def register(app):

@@ -169,11 +169,21 @@ def read_config(
     if 'run' in own: own.setdefault('name', own.pop('run'))
     return own, {k: v for k, v in ours.items() if k not in own_keys}, {k: v for k, v in foreign.items() if k not in own_keys and k not in ours}
 
+def _strict(file): # a reader that refuses a key given twice, where YAML's would let the last one win
+    import yaml
+    class Strict(yaml.SafeLoader): pass
+    def mapping(loader, node):
+        keys = [str(k.value) for k, _ in node.value]; again = next((i for i, k in enumerate(keys) if k in keys[:i]), None)
+        if again is not None: raise PoseError('the same key twice', file=file, field=f'line {node.value[again][0].start_mark.line + 1}', found=keys[again], todo='keep one of the two')
+        loader.flatten_mapping(node); return loader.construct_mapping(node, deep=True)
+    Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    return Strict
+
 def _parse(file) -> dict:
     import yaml
     if file.is_dir() and (file/'config.json').is_file(): file = file/'config.json' # the folder of a run stands for its record
     if not file.is_file(): raise PoseError('there is no such file', file=file, field='config', allowed='a YAML file, or the folder or config.json of a run', todo='check the path; examples stand in configs/')
-    try: d = yaml.safe_load(file.read_text(encoding='utf8')) or {}
+    try: d = yaml.load(file.read_text(encoding='utf8'), _strict(file)) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         mark = getattr(e, 'problem_mark', None)
         raise PoseError('not valid YAML', file=file, field=mark and f'line {mark.line + 1}', found=getattr(e, 'problem', None) or e, todo='write one `key: value` a line') from e

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..core.errors import one_line
 from ..explain.crop import crop_numbers
 from ..explain.facts import Facts, Meaning, find_facts, usual_meaning
 from ..explain.trust import trust_in_labels
@@ -117,7 +118,7 @@ def _person_block(r, i): # lines about one person
 
 def describe(self:Result) -> str:
     "The result as a block of text."
-    lines = [f'Image: {self.file}' + ('' if self.frame is None else f', frame {self.frame}')]
+    lines = [f'Image: {one_line(self.file)}' + ('' if self.frame is None else f', frame {self.frame}')]
     if len(self) == 1: lines += _person_block(self, 0)
     else:
         for i in range(len(self)): lines += ['', f'Person {i+1} of {len(self)}', *_person_block(self, i)]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.errors import PoseError
+from ..core.errors import PoseError, one_line
 from .asking import Asker
 from .client import ServerModel
 from .local import LocalModel
@@ -93,10 +93,11 @@ class Told:
         "Plain data for JSON."
         return dict(self.text.to_dict(), dropped=[dict(text=v.text, verdict=v.verdict, why=v.why) for v in self.verified.verdicts if not v.kept] if self.verified else [])
 
-def _line(x, n=160): return ''.join(c if c.isprintable() else ' ' for c in ' '.join(str(x).split()))[:n] # what comes from a server may hold anything
+def _line(x, n=160): return one_line(' '.join(str(x).split()))[:n] # what comes from a server may hold anything
+_alone = 'written without the language model: '
 
 def _instead(facts, why, verified=None, fallback=write): # the writer's text, and the reason
-    t = fallback(facts); return Told(Text(t.sentences, 'writer', f'written without the language model: {_line(why)}'), verified)
+    t = fallback(facts); return Told(Text(t.sentences, 'writer', f'{_alone}{_line(why)}'), verified)
 
 def told(
     answer, # an Answer, or the exception that came instead
@@ -133,7 +134,8 @@ def tell(
 def summary(all_told:list, meter=None) -> str:
     "One line about many texts."
     c = Counter(v.verdict for t in all_told if t.verified for v in t.verified.verdicts); f = sum(t.fallback for t in all_told)
-    return f'{len(all_told)} texts, {f} of them by the writer; sentences: {c["supported"]} supported, {c["contradicted"]} contradicted, {c["unsupported"]} unsupported, {c["not understood"]} not understood' + (f'; {meter}' if meter else '')
+    why = Counter(re.sub(r'; \d+ of \d+ sentences dropped.*', '', t.text.note.removeprefix(_alone)) for t in all_told if t.fallback); why = ' (' + '; '.join(f'{n} x {k}' for k, n in list(why.items())[:3]) + '; ...'*(len(why) > 3) + ')' if why else ''
+    return f'{len(all_told)} texts, {f} of them by the writer{why}; sentences: {c["supported"]} supported, {c["contradicted"]} contradicted, {c["unsupported"]} unsupported, {c["not understood"]} not understood' + (f'; {meter}' if meter else '')
 
 # %% ../../nbs/explain/16_llm.ipynb #14dab42b
 def open_writer(

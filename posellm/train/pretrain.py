@@ -36,7 +36,7 @@ from ..core.rng import rng, seed_all
 from ..data.crops import prefetch, store_hw, store_matrix, warp
 from ..data.scene import SynthConfig
 from ..data.synth import V1, make_scene
-from ..models.weights import save_model
+from ..models.weights import find_weights, load_model, read_info, save_model
 from ..models.zoo import create_model, entry
 from ..pose.geometry import box_to_crop
 from ..pose.skeleton import get_skeleton
@@ -197,7 +197,7 @@ class Pretraining:
         self.precision = pick_precision(cfg.precision, self.device); self.feed = ShardFeed(cfg, self.model.spec, self.device)
         self.loss, self.ema = get_loss(self.model.spec.loss, self.feed.codec), Ema(self.model, cfg.ema)
         self.opt = torch.optim.AdamW(param_groups(self.model, cfg.weight_decay), lr=cfg.lr, fused=self.device.type in ('cpu', 'cuda'))
-        self.step, self.seconds, self.begun = 0, 0., []; self.net = DistributedDataParallel(self.model, broadcast_buffers=False, gradient_as_bucket_view=True) if world() > 1 else self.model
+        self.step, self.seconds, self.begun, self.before = 0, 0., [], dict(samples=0, seconds=0); self.net = DistributedDataParallel(self.model, broadcast_buffers=False, gradient_as_bucket_view=True) if world() > 1 else self.model
 
     def train_step(self, host) -> float:
         "One optimizer step; gives the loss."
@@ -213,14 +213,20 @@ class Pretraining:
 
     def save(self):
         "The state to go on from, and the averaged weights so far."
-        save_checkpoint(self.dir/'last.ckpt', dict(step=self.step, seconds=self.seconds, model=self.model.state_dict(), ema=self.ema.state_dict(), optimizer=self.opt.state_dict(), config=_plain(self.cfg), begun=self.begun))
-        with averaged(self.model, self.ema): save_model(self.model, self.dir, dict(step=self.step, samples=self.step*self.cfg.batch, seconds=round(self.seconds), training=_plain(self.cfg), begun=self.begun))
+        save_checkpoint(self.dir/'last.ckpt', dict(step=self.step, seconds=self.seconds, model=self.model.state_dict(), ema=self.ema.state_dict(), optimizer=self.opt.state_dict(), config=_plain(self.cfg), begun=self.begun, before=self.before))
+        with averaged(self.model, self.ema): save_model(self.model, self.dir, dict(step=self.step, samples=self.before['samples'] + self.step*self.cfg.batch, seconds=self.before['seconds'] + round(self.seconds), training=_plain(self.cfg), begun=self.begun))
 
     def load(self, start=None):
-        "Go on from `last.ckpt`, or, with other settings, from the checkpoint `start` of another run."
+        "Go on from `last.ckpt`, or, with other settings, from the checkpoint `start` of another run, or from weights alone."
+        if start and Path(start).suffix != '.ckpt': return self.begin_with(start)
         d = load_checkpoint(start or self.dir/'last.ckpt'); self.begun = d.get('begun', []) if not start else [*d.get('begun', []), dict(step=d['step'], training=d['config'])]
         if not start: self.same_settings(d['config'])
-        self.model.load_state_dict(d['model']); self.ema.load_state_dict(d['ema']); self.opt.load_state_dict(d['optimizer']); self.step, self.seconds = d['step'], d['seconds']
+        self.model.load_state_dict(d['model']); self.ema.load_state_dict(d['ema']); self.opt.load_state_dict(d['optimizer']); self.step, self.seconds, self.before = d['step'], d['seconds'], d.get('before', self.before)
+
+    def begin_with(self, weights):
+        "The weights of a run, a file or a name; rate and optimizer begin anew, what those weights have seen is remembered."
+        net, m = load_model(weights), read_info(find_weights(weights))['meta']; self.model.load_state_dict(net.state_dict()); self.ema = Ema(self.model, self.cfg.ema)
+        self.before = {k: m.get(k, 0) for k in self.before}; self.begun = [*m.get('begun', []), dict(step=m.get('step', 0), training=m.get('training', {}))]
 
     def same_settings(self, config):
         "Refuse a checkpoint of other settings; only the number of steps may change."
@@ -241,7 +247,7 @@ def pretrain(
     save_seconds:float=300., # at most so much work is lost
     shard_folder=None, # where shards wait; default: the cache
     device='auto',
-    start=None, # checkpoint of another run whose weights and optimizer are gone on with, where there is no last.ckpt yet
+    start=None, # where there is no last.ckpt yet: another run's checkpoint to go on from, or weights alone to begin with
 ): # the network with its averaged weights
     "Train on endless generated people."
     judge = judge_on(judge) if isinstance(judge, (str, Path)) else judge
@@ -295,7 +301,7 @@ def main(argv=None):
     ap.add_argument('--steps', type=int, default=Pretrain.steps); ap.add_argument('--workers', type=int, default=1)
     ap.add_argument('--threads', type=int, default=0, help='of torch; 0: all'); ap.add_argument('--batch', type=int, default=Pretrain.batch); ap.add_argument('--lr', type=float, default=Pretrain.lr)
     ap.add_argument('--name', default='pretrain'); ap.add_argument('--judge', help='a COCO data set whose val part judges the weights now and then'); ap.add_argument('--every', type=int, default=2000)
-    ap.add_argument('--seed', type=int, default=Pretrain.seed); ap.add_argument('--start', help='last.ckpt of another run to begin from'); ap.add_argument('--processes', type=int, default=1, help='that share every batch; on a CPU two with one thread each are faster than one with two'); ap.add_argument('--first', type=int, default=Pretrain.first); ap.add_argument('--shard-steps', type=int, default=Pretrain.shard_steps)
+    ap.add_argument('--seed', type=int, default=Pretrain.seed); ap.add_argument('--start', help='last.ckpt of another run to go on from, or weights alone (a run, a file, a name) to begin with'); ap.add_argument('--processes', type=int, default=1, help='that share every batch; on a CPU two with one thread each are faster than one with two'); ap.add_argument('--first', type=int, default=Pretrain.first); ap.add_argument('--shard-steps', type=int, default=Pretrain.shard_steps)
     a = ap.parse_args(argv); setup_log()
     if a.threads: torch.set_num_threads(a.threads)
     cfg = Pretrain(steps=a.steps, batch=a.batch, lr=a.lr, seed=a.seed, first=a.first, shard_steps=a.shard_steps)
