@@ -103,6 +103,43 @@ def test_other_skeletons_are_read_by_name():
     if hand is not None: assert not find_facts(hand).stated[:, :150].any()
 
 
+def test_a_state_of_visibility_is_said_with_its_chance():
+    p = crowd(1, n=60); chance = np.random.default_rng(0).dirichlet((.1, .1, .2), p.conf.shape); f = find_facts(p, visibility=chance); said = 0
+    for i in range(len(p)):
+        got = {x.id: x for x in f.of(i) if x.kind == 'visibility'}; want = {f'{j}.visibility:{s}': chance[i, k, c] for k, j in enumerate(COCO17.keypoints) for c, s in enumerate(('outside', 'occluded', 'visible')) if chance[i, k, c] >= .9}
+        assert got.keys() == want.keys(); said += len(got)
+        for k, x in got.items(): assert x.value == x.probability == want[k] and np.isclose(x.margin, want[k] - .9) and x.least == .9 and x.unit == 'probability'
+    assert said > 100 and find_facts(p, visibility=chance, least=.6).stated.sum() > f.stated.sum() # the threshold is the one that was asked for
+    states = np.where(chance.max(-1) >= .9, chance.argmax(-1), -1); g = find_facts(p, visibility=states); vis = [c.measure.kind == 'visibility' for c in CATEGORIES]
+    assert (g.stated == f.stated).all() and (g.probability[:, vis][g.stated[:, vis]] == 1).all() # what is given as known is certain
+    assert not find_facts(p).stated[:, vis].any()
+
+
+def test_results_take_chances_of_visibility_from_what_was_learned():
+    t, q = make_people(60, 2, COCO17), make_people(60, 2, COCO17, noise=2., predictions=True); learned = fit_finish(t, q).visibility
+    one = q[q.image_id == q.image_id[0]]; r = Result('a.jpg', np.zeros((700, 700, 3), np.uint8), one, visibility=learned); p = learned.each(one)
+    assert np.allclose(p.sum(-1), 1) and (p >= 0).all() and np.allclose(p[..., 0], learned.chances(one)[1])
+    for row in r.to_json()['people']:
+        for x in row['facts']:
+            if x['kind'] == 'visibility': assert .9 <= x['probability'] == x['value'] <= 1 and x['least'] == .9
+            assert (x['least'] is None) == (x['kind'] in ('confidence', 'crop')) and (x['least'] is None or x['probability'] >= x['least'] - 1e-4)
+    assert any(x['kind'] == 'visibility' for row in r.to_json()['people'] for x in row['facts'])
+
+
+def test_a_crop_explains_only_joints_that_it_concerns():
+    from posellm.explain.verify import verify_sentence
+    p = replace(crowd(1, n=1)[:1], conf=np.full((1, 17), .001)); feet = np.zeros((1, 17), bool); feet[:, 15:] = True; num = lambda x: np.array([float(x)])
+    crop = dict(blur=num(.9), size=num(200), cut=num(.2), covered=num(.5), cut_joints=feet, covered_joints=~feet)
+    said = {x.id: x for x in find_facts(p, crop=crop).of(0)}; cut, over = 'crop.cut:cut off', 'crop.covered:covered'
+    for part, why in dict(upper_body=(over,), head=(over,), arms=(over,), lower_body=(cut, over), legs=(cut, over), whole_body=(cut, over)).items(): assert said[f'{part}.confidence:low'].because == why, part
+    keep = lambda s: verify_sentence(s, said.values()).kept
+    assert keep('The confidence in the legs is low because a part of the person is outside the picture.') and not keep('The confidence in the arms is low because a part of the person is outside the picture.')
+    all_same = {x.id: x for x in find_facts(p, crop=crop | dict(blur=num(.1), size=num(20), cut=num(0), covered=num(0))).of(0)} # too little of the person is concerned to be said at all
+    assert {x.because for x in all_same.values() if x.kind == 'confidence'} == {('crop.blur:blurred', 'crop.size:small')}
+    assert not any(x.because for x in find_facts(p, crop=dict(cut=num(.3), covered=num(.5))).of(0)) # of joints nothing is known
+    assert 'outside the picture' not in str(write([x for x in said.values() if not x.id.startswith(('lower', 'whole', 'leg'))]))
+
+
 def test_meaning_of_another_version_is_refused():
     d = usual_meaning().to_dict()
     with pytest.raises(PoseError, match='schema'): Meaning.from_dict({**d, 'schema': 9})

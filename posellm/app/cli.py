@@ -154,7 +154,7 @@ def evaluate(
 # %% ../../nbs/app/04_cli.ipynb #acf6605c
 @app.command(epilog='Example:  posellm predict photo.jpg --weights runs/demo --out poses')
 def predict(
-    source: Annotated[list[str], typer.Argument(metavar='SOURCE...', help='Images, folders of images, videos; addresses with --url.')],
+    source: Annotated[list[str], typer.Argument(metavar='SOURCE...', help='Images, videos, folders of both; addresses with --url.')],
     out: Annotated[str, typer.Option(metavar='DIR', help='Folder for results.json (COCO), people.json (with facts and words), pictures and gallery.html.')],
     weights: Annotated[Optional[str], typer.Option(metavar='RUN|FILE|NAME', help='A run folder, a weights file (.safetensors, .onnx), or a known model; with --model also an official .pth. Default: the embedded weights.')] = None,
     model: Annotated[Optional[str], typer.Option(metavar='NAME', help='A network by name, with the weights that belong to it or with those of --weights.')] = None,

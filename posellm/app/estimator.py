@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['weights_known', 'images_known', 'videos_known', 'EMBEDDED', 'people_from_boxes', 'open_model', 'is_url', 'is_video',
-           'list_images', 'sources_of', 'as_image', 'fetch_image', 'learned_finish', 'honest_note', 'Estimator',
+           'sources_of', 'as_image', 'fetch_image', 'at_hand', 'learned_finish', 'honest_note', 'Estimator',
            'results_for', 'stream', 'video']
 
 # %% ../../nbs/app/00_estimator.ipynb #99dba212
 import os
 import tempfile
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
@@ -77,26 +79,24 @@ images_known = '.jpg .jpeg .png .bmp .webp .tif .tiff'.split()
 videos_known = '.mp4 .avi .mov .mkv .webm .m4v'.split()
 
 def is_url(source) -> bool: return isinstance(source, str) and source.lower().startswith(('http://', 'https://'))
-def is_video(source) -> bool: return not isinstance(source, (np.ndarray, list, tuple)) and Path(str(source)).suffix.lower() in videos_known
+def is_video(source) -> bool: # by its name; of an address, by that of the file behind it
+    return not isinstance(source, (np.ndarray, list, tuple)) and Path(unquote(urlsplit(source).path) if is_url(source) else str(source)).suffix.lower() in videos_known
 
-def list_images(source) -> list: # paths
-    "The images behind a file, a folder, or a list of them."
-    if isinstance(source, (list, tuple)): return [p for s in source for p in list_images(s)]
+def sources_of(source, urls:bool=False) -> list: # paths and arrays, and addresses where they are allowed
+    "The images and videos behind a file, a folder, an array, or a list of them, in order."
+    if isinstance(source, (list, tuple)): return [p for s in source for p in sources_of(s, urls)]
     if isinstance(source, np.ndarray): return [source]
     if not isinstance(source, (str, Path)): raise PoseError('this cannot be looked at', found=type(source).__name__, allowed='a path, an array (h,w,3) of RGB, or a list of them', todo='of a PIL image: np.asarray(image.convert("RGB")); of a tensor (3,h,w): tensor.permute(1, 2, 0).numpy(); of a set or generator: list(...)')
     if not str(source).strip(): raise PoseError('an empty path', todo='give an image or a folder; the folder you are in is "."')
+    if is_url(source) and urls: return [source]
     if is_url(source): raise PoseError('this is an address on the network, and nothing is fetched unasked', file=source, todo='Estimator(..., urls=True), or posellm predict --url; or fetch the file and give its path')
     p = Path(os.path.expanduser(source))
     if os.path.isdir(p): # pathlib's own raises where a name is too long
-        found = sorted(f for f in p.iterdir() if f.suffix.lower() in images_known)
-        if not found: raise PoseError('no images in this folder', file=p, allowed=' '.join(images_known), todo='give a folder that holds images')
+        found = sorted(f for f in p.iterdir() if f.suffix.lower() in images_known + videos_known)
+        if not found: raise PoseError('no images and no videos in this folder', file=p, allowed=' '.join(images_known + videos_known), todo='give a folder that holds images')
         return found
-    if not os.path.exists(p): raise PoseError('there is no such image', file=p, todo='check the path')
+    if not os.path.exists(p): raise PoseError('there is no such image or video', file=p, todo='check the path')
     return [p]
-
-def sources_of(sources, urls:bool=False) -> list: # paths of images and videos, and addresses where they are allowed
-    "Everything behind a list of sources, in order."
-    return [p for s in sources for p in ([s] if is_url(s) and urls or is_video(s) and os.path.exists(s) else list_images(s))]
 
 # %% ../../nbs/app/00_estimator.ipynb #0b1f75a3
 _advice = dict(bool="image.astype('uint8') * 255", uint16="(image // 257).astype('uint8')")
@@ -115,16 +115,26 @@ def as_image(
     return np.ascontiguousarray(np.repeat(flat, 3, 2) if flat.shape[2] == 1 else flat[..., :3])
 
 def fetch_image(
-    url:str, most:int=64 << 20, # bytes
-) -> Path: # a file in a temporary folder
+    url:str, folder, # where it is put
+    most:int=64 << 20, # bytes
+) -> Path:
     "The file behind an address."
-    from urllib.parse import unquote, urlsplit
     from posellm.core.fetch import fetch_small
     from posellm.core.http import offline
     if offline(): raise PoseError('downloads are switched off', file=url, field='POSELLM_OFFLINE, HF_HUB_OFFLINE', todo='unset them, or give a file')
     name = ''.join(c if c.isalnum() or c in '._-' else '_' for c in Path(unquote(urlsplit(url).path)).name).lstrip('.') or 'image.jpg'
-    to = Path(tempfile.mkdtemp(prefix='posellm-url-'))/name; fetch_small(url, to, most=most)
+    to = Path(folder)/name; fetch_small(url, to, most=most)
     return to
+
+@contextmanager
+def at_hand(source): # array, path, or address
+    "What can be opened; a file that had to be fetched is removed at the end of the `with` block."
+    if not is_url(source): yield source; return
+    with tempfile.TemporaryDirectory(prefix='posellm-url-', ignore_cleanup_errors=True) as folder:
+        try: yield fetch_image(source, folder)
+        except PoseError as e:
+            if str(e.file).startswith(folder): e.file = source # the reader knows the address, and the file is gone
+            raise
 
 # %% ../../nbs/app/00_estimator.ipynb #0e859c7f
 EMBEDDED = 'posellm-synth-s'
@@ -196,22 +206,24 @@ Estimator._answered = _answered
 
 # %% ../../nbs/app/00_estimator.ipynb #8ea4fa1d
 def results_for(self:Estimator, source): # image, path, folder, video, address, or a list of them
-    "One `Result` for one image, a generator for a video, else a list; broken images are reported and skipped."
-    if isinstance(source, np.ndarray): return self.one(source)
-    if is_url(source) and self.urls: source = fetch_image(source)
-    if is_video(source): return self.video(source)
-    paths = list_images([fetch_image(s) if is_url(s) and self.urls else s for s in source] if isinstance(source, (list, tuple)) else source)
-    if len(paths) == 1 and not isinstance(source, (list, tuple)) and not Path(source).is_dir(): return self.one(paths[0])
-    return list(self.stream(paths))
+    "One `Result` for one image, else a list, or a generator where a video is among them; of several sources, what is broken is reported and skipped."
+    paths = sources_of(source, self.urls); film = any(map(is_video, paths))
+    several = isinstance(source, (list, tuple)) or isinstance(source, (str, Path)) and os.path.isdir(os.path.expanduser(source))
+    if several: return self.stream(paths) if film else list(self.stream(paths))
+    return _each(self, paths[0]) if film else list(_each(self, paths[0]))[0]
+
+def _each(self:Estimator, p, every:int=1): # path, array, or address
+    "Results of one source."
+    with at_hand(p) as q: # by the name of what was fetched, too
+        if is_video(q): yield from self.video(q, every)
+        else: yield self.one(q)
 
 def stream(self:Estimator, paths, every:int=1): # every: of a video one frame in so many
     "Results one after the other, in bounded memory; `.skipped` lists what could not be read."
     self.skipped.clear()
     with Progress(len(paths), 'predict', 'images') as bar:
         for p in paths:
-            try:
-                if is_video(p): yield from self.video(p, every)
-                else: yield self.one(fetch_image(p) if is_url(p) and self.urls else p)
+            try: yield from _each(self, p, every)
             except PoseError as e: self.skipped.append(e); log('predict').warning(f'skipped: {e}')
             bar.step()
 

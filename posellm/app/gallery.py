@@ -36,7 +36,7 @@ def _words(r:Result, i:int) -> dict: # what is said of person i
     posture = next((f.category for f in facts if f.kind == 'posture'), None)
     return dict(n=i, conf=f'{r.conf[i].mean():.2f}', posture=posture, routed=None if r.routed is None else bool(r.routed[i]), by=t.by, note=t.note,
                 sentences=[dict(text=s.text, joints=_joints(s.facts), why='; '.join(category(k).clause for k in s.facts)) for s in t.sentences],
-                facts=[dict(clause=f.clause, value=f'{f.value:.2f} {f.unit}', p=f'{f.probability:.2f}', j=' '.join(f.joints)) for f in facts])
+                facts=[dict(clause=f.clause, value=f'{f.value:.2f} {f.unit}', p='measured' if f.least is None else f'p {f.probability:.2f}', j=' '.join(f.joints)) for f in facts])
 
 def card_of(r:Result, src:str, wh, name:str=None) -> dict: # wh: size of the picture on the page
     "Everything that the page shows of one picture."

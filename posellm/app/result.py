@@ -63,13 +63,13 @@ def found(self:Result) -> Facts:
     if self._facts is None:
         trust = self.poses.conf if self.poses.vis is None else trust_in_labels(self.poses)[0]
         crop = crop_numbers(self.poses, trust, lambda rec: self.image)
-        seen = self.visibility.sure(self.poses) if self.visibility is not None and self.poses.vis is None and len(self) else None
+        seen = self.visibility.each(self.poses) if self.visibility is not None and self.poses.vis is None and len(self) else None
         self._facts = find_facts(self.poses, self.meaning, crop=crop, visibility=seen)
         if self.slow is not None and self.routed is not None and np.any(self.routed): _take(self._facts, find_facts(self.poses, self.slow, crop=crop, visibility=seen), np.flatnonzero(self.routed))
     return self._facts
 
 def _take(f, other, rows): # rows of another table of facts
-    for k in ('value', 'margin', 'probability', 'stated', 'trust'): getattr(f, k)[rows] = getattr(other, k)[rows]
+    for k in ('value', 'margin', 'probability', 'stated', 'trust', 'least'): getattr(f, k)[rows] = getattr(other, k)[rows]
 
 def explain(self:Result, by=None) -> list: # of Text, one for each person
     "Words about each person; `by` is asked instead of the usual writer."

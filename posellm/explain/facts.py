@@ -96,16 +96,19 @@ class Facts:
     value:np.ndarray; margin:np.ndarray; probability:np.ndarray # (N,C), columns as CATEGORIES
     stated:np.ndarray # (N,C) bool: sure enough to be said
     trust:np.ndarray # (N,17) of COCO's joints
-    because:list=None # per person: ids of crop facts that explain low confidence
+    because:dict=None # id of a crop fact that may explain low confidence -> (N,17) the joints it was measured on
+    least:np.ndarray=None # (N,C) probability below which a fact is withheld; nan: measured, not judged
     def __len__(self): return len(self.value)
     def of(self, i:int, withheld:bool=False) -> list: # of Fact
         "Facts of person `i`, the surest of each kind first; `withheld` gives those that are not sure enough."
         cols = np.flatnonzero(~self.stated[i] & (self.margin[i] > 0) if withheld else self.stated[i])
         return [self._fact(i, int(c)) for c in sorted(cols, key=lambda c: (CATEGORIES[c].measure.kind, -self.probability[i, c]))]
     def _fact(self, i, c):
-        cat = CATEGORIES[c]; f = make_fact(cat, self.value[i, c], self.margin[i, c], self.probability[i, c], (self.because or {i: ()})[i] if cat.measure.kind == 'confidence' and cat.name == 'low' else (), i)
+        cat = CATEGORIES[c]; f = make_fact(cat, self.value[i, c], self.margin[i, c], self.probability[i, c], self._why(i, cat.measure.joints) if cat.measure.kind == 'confidence' and cat.name == 'low' else (), i, None if self.least is None or np.isnan(self.least[i, c]) else float(self.least[i, c]))
         seen = tuple(j for j in f.joints if j not in COCO or self.trust[i, COCO.index(j)] > .05 or f.kind in ('visibility', 'confidence'))
         return replace(f, joints=seen) if seen != f.joints else f
+    def _why(self, i, joints): # ids of crop facts about any of these joints
+        at = [COCO.index(j) for j in joints]; return tuple(k for k, on in (self.because or {}).items() if self.stated[i, _cat[k]] and on[i, at].any())
     def to_json(self) -> list: # per person a list of dicts
         "The stated facts as plain data."
         return [[f.to_dict() for f in self.of(i)] for i in range(len(self))]
@@ -138,6 +141,7 @@ def _least_known(): # (C,) of people whose joints are labelled: states have thre
 
 _trust_cols = [(i, [COCO.index(j) for j in c.measure.joints], c) for i, c in enumerate(CATEGORIES) if c.measure.kind == 'confidence']
 _crop_cols = [(i, c) for i, c in enumerate(CATEGORIES) if c.measure.kind == 'crop']
+_measured = np.array([c.measure.kind in ('confidence', 'crop') for c in CATEGORIES])
 _seen_cols = {v: np.array([i for i, c in enumerate(CATEGORIES) if c.measure.kind == 'visibility' and c.name == v]) for v in VISIBILITY}
 
 def _say(f, cols, value, yes, margin=0.): # statements that are measured, not judged
@@ -146,17 +150,20 @@ def _say(f, cols, value, yes, margin=0.): # statements that are measured, not ju
 def _add_confidence(f, t): # mean trust of each part
     for i, js, c in _trust_cols: v = t[:, js].mean(1); _say(f, i, v, (v >= c.lo) & ((v < c.hi) | (c.hi == 1)), np.minimum(v - c.lo, c.hi - v))
 
-def _add_visibility(f, vis): # (N,17) 2 visible, 1 occluded, 0 outside, -1 not known
-    for v, code in (('visible', 2), ('occluded', 1), ('outside', 0)): _say(f, _seen_cols[v], vis, vis == code)
+def _add_visibility(f, chance, need): # (N,17,3) of being outside, occluded, visible; threshold
+    for v, code in (('visible', 2), ('occluded', 1), ('outside', 0)):
+        cols, p = _seen_cols[v], chance[..., code]; f.value[:, cols], f.probability[:, cols], f.margin[:, cols], f.stated[:, cols] = p, p, p - need, p >= need
 
-def _add_crop(f, crop): # {name: (N,)}
+_parts_of = dict(cut='cut_joints', covered='covered_joints') # crop measures that concern some joints and not others
+
+def _add_crop(f, crop): # {name: (N,)}, and (N,17) which joints are cut off or covered
     for i, c in _crop_cols:
         v = crop.get(c.measure.relation)
         if v is None: continue
         lo, hi = -np.inf if c.lo is None else c.lo, np.inf if c.hi is None else c.hi
         with np.errstate(invalid='ignore'): _say(f, i, v, (v >= lo) & (v <= hi), np.minimum(v - lo, hi - v))
-    why = [i for i, c in _crop_cols if c.name in ('blurred', 'small', 'cut off', 'covered')]
-    f.because = [tuple(KEYS[i] for i in why if f.stated[n, i]) for n in range(len(f))]
+    whole, none = np.ones(f.trust.shape, bool), np.zeros(f.trust.shape, bool) # blur and size concern every joint
+    f.because = {KEYS[i]: np.asarray(crop.get(_parts_of[c.measure.relation], none), bool) if c.measure.relation in _parts_of else whole for i, c in _crop_cols if c.name in ('blurred', 'small', 'cut off', 'covered')}
 
 # %% ../../nbs/explain/04_facts.ipynb #5dc41bdf
 def find_facts(
@@ -164,8 +171,8 @@ def find_facts(
     meaning:Meaning=None, # of a predictor's confidences; None: the usual one
     noise:float=1., # spread of labels in annotators' sigmas; 0: the labels are exact
     least:float=None, # state nothing below this probability, instead of what the categories and the meaning say
-    crop:dict=None, # measured on the pictures: name of a crop measure -> (N,)
-    visibility=None, # (N,K) 2 visible, 1 occluded, 0 outside, -1 not known; None: of labels what they say
+    crop:dict=None, # measured on the pictures: name of a crop measure -> (N,), and `cut_joints`, `covered_joints` (N,K) of any skeleton, without which these two explain nothing
+    visibility=None, # (N,K,3) chances of being outside, occluded, visible, as `Visibility.each` gives them; or (N,K) 2 visible, 1 occluded, 0 outside, -1 not known; None: of labels what they say
 ) -> Facts:
     "State what is sure enough of every person."
     known = poses.vis is not None; meaning = None if known else meaning or usual_meaning()
@@ -176,13 +183,18 @@ def find_facts(
     f = Facts(value, margin, prob, (prob >= need) & (margin > 0), p.trust[:, :17])
     if not known: _add_confidence(f, f.trust)
     vis = visibility if visibility is not None else np.where(poses.vis > 0, poses.vis, -1) if known else None
-    if vis is not None: _add_visibility(f, _by_name(poses, vis))
-    if crop is not None: _add_crop(f, crop)
+    if vis is not None: _add_visibility(f, _by_name(poses, _chances_of(vis), 0.), float(need[_seen_cols['visible'][0]]))
+    if crop is not None: _add_crop(f, {k: _by_name(poses, v, False) if np.ndim(v) == 2 else v for k, v in crop.items()})
+    f.least = np.tile(np.where(_measured, np.nan, need), (len(f), 1))
     return f
 
-def _by_name(poses, a): # (N,K) of any skeleton -> (N,17) of COCO's joints, -1 where it has none
+def _chances_of(vis): # (N,K) states -> (N,K,3): what is known is certain
+    vis = np.asarray(vis); return vis if vis.ndim == 3 else (vis[..., None] == np.arange(3))*1.
+
+def _by_name(poses, a, none): # (N,K,...) of any skeleton -> (N,17,...) of COCO's joints, `none` where it has none of them
     where = {n: i for i, n in enumerate(poses.skeleton.keypoints)}; have = np.array([where.get(n, -1) for n in COCO])
-    return np.where(have >= 0, np.take(np.asarray(a), np.maximum(have, 0), 1), -1)
+    out = np.take(np.asarray(a), np.maximum(have, 0), 1); out[:, have < 0] = none
+    return out
 
 # %% ../../nbs/explain/04_facts.ipynb #73a950e2
 def lowest_threshold(p, y, precision:float, least:float=.6, few:int=60) -> float: # p, y (n,)

@@ -60,10 +60,11 @@ class Fact:
     object_side:str; object:str
     joints:tuple # names of the joints it rests on
     value:float; unit:str
-    margin:float # distance of the value to the nearest cut-off, in the unit; for classes: lead over the next one
+    margin:float # distance of the value to the nearest cut-off, in the unit; for classes: lead over the next one; for visibility: over `least`
     probability:float # that the statement is true
     because:tuple=() # ids of crop facts that were measured on the same joints (only for low confidence)
     person:int=0 # row in the Poses
+    least:float=None # probability below which it would have been withheld; None: measured, not judged
     @property
     def clause(self) -> str:
         "A plain sentence, without the full stop."
@@ -71,12 +72,12 @@ class Fact:
     def to_dict(self) -> dict:
         "Plain data for JSON."
         return dict(id=self.id, kind=self.kind, side=self.side, part=self.part, relation=self.relation, category=self.category, object_side=self.object_side, object=self.object, joints=list(self.joints),
-                    value=round(float(self.value), 4), unit=self.unit, margin=round(float(self.margin), 4), probability=round(float(self.probability), 4), because=list(self.because), clause=self.clause)
+                    value=round(float(self.value), 4), unit=self.unit, margin=round(float(self.margin), 4), probability=round(float(self.probability), 4), least=None if self.least is None else round(float(self.least), 4), because=list(self.because), clause=self.clause)
 
-def make_fact(c:Category, value:float, margin:float, probability:float, because=(), person:int=0) -> Fact:
+def make_fact(c:Category, value:float, margin:float, probability:float, because=(), person:int=0, least:float=None) -> Fact:
     "The fact that category `c` holds."
     m = c.measure
-    return Fact(c.key, m.kind, m.side, m.part, m.relation, c.name, m.object_side, m.object, m.joints, float(value), m.unit, float(margin), float(probability), tuple(because), person)
+    return Fact(c.key, m.kind, m.side, m.part, m.relation, c.name, m.object_side, m.object, m.joints, float(value), m.unit, float(margin), float(probability), tuple(because), person, least)
 
 # %% ../../nbs/explain/00_schema.ipynb #15292998
 LIMBS = { # part -> from, to
@@ -241,4 +242,4 @@ def mirrored_key(key:str) -> str:
 def mirrored(f:Fact) -> Fact:
     "The same fact about the mirror image; value and sign follow."
     c = category(mirrored_key(f.id)); flips = f.relation == 'sense' or f.relation == 'height' and f.object_side and f.side != f.object_side
-    return replace(make_fact(c, -f.value if flips else f.value, f.margin, f.probability, f.because, f.person))
+    return replace(make_fact(c, -f.value if flips else f.value, f.margin, f.probability, f.because, f.person, f.least))

@@ -110,10 +110,9 @@ class Visibility:
     def __call__(self, poses:Poses): # (N,K) int8 2, 1, 0
         "State of each keypoint."
         seen, out = self.chances(poses); return np.where(out >= self.cut_out, 0, np.where(seen >= self.cut, 2, 1)).astype(np.int8)
-    def sure(self, poses:Poses, least:float=.9): # (N,K) int8 2, 1, 0, and -1 where it is not clear
-        "States that can be stated."
-        seen, out = self.chances(poses); inside = out < 1 - least
-        return np.where(out >= least, 0, np.where(inside & (seen >= least), 2, np.where(inside & (seen <= 1 - least), 1, -1))).astype(np.int8)
+    def each(self, poses:Poses): # (N,K,3)
+        "Probability of each state, by its number: outside, occluded, visible; they add up to 1."
+        seen, out = self.chances(poses); return np.stack([out, (1 - out)*(1 - seen), (1 - out)*seen], -1)
     def to_dict(self) -> dict: return dict(schema=2, weights=np.round(self.weights, 5).tolist(), out=None if self.out is None else np.round(self.out, 5).tolist(), margin=self.margin, cut=round(self.cut, 5), cut_out=round(self.cut_out, 5), fitted_on=self.fitted_on)
     @classmethod
     def from_dict(cls, d:dict) -> 'Visibility': return cls(np.array(d['weights'], float), None if d.get('out') is None else np.array(d['out'], float), d['margin'], d['cut'], d.get('cut_out', .5), d['fitted_on'])

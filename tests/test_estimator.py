@@ -1,0 +1,117 @@
+"The one line that users write: embedded weights on photographs, files of every kind in one call, addresses."
+import json
+import re
+import tempfile
+
+import cv2
+import numpy as np
+import pytest
+from misbehaving import Answer, Server
+
+from posellm.app.cli import call
+from posellm.app.estimator import Estimator, is_video, sources_of
+from posellm.core.errors import PoseError
+from posellm.core.paths import shared_data
+from posellm.data.coco import load_data
+from posellm.data.images import read_image
+from posellm.models.zoo import create_model
+
+
+def photo(n=0): return np.random.default_rng(n).integers(0, 255, (120, 90, 3), dtype=np.uint8)
+
+
+def film(path, frames=6, kind='MJPG'):
+    "A short video; skips where this OpenCV writes none."
+    v = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*kind), 10, (90, 120))
+    if not v.isOpened(): pytest.skip(f'this OpenCV cannot write {kind}')
+    for k in range(frames): v.write(np.roll(photo(), k, 1))
+    v.release()
+    return path
+
+
+@pytest.fixture
+def est(): return Estimator(create_model('posellm-s', weights=None), boxes='whole', flip=False, urls=True)
+
+
+# ---- what is meant by a source
+
+def test_a_folder_gives_images_and_videos(tmp_path, est):
+    cv2.imwrite(str(tmp_path/'b.jpg'), photo()); film(tmp_path/'a.avi', 3); (tmp_path/'notes.txt').write_text('x')
+    assert [p.name for p in sources_of(tmp_path)] == ['a.avi', 'b.jpg'] == [p.name for p in sources_of([tmp_path])]
+    got = est(tmp_path); assert not isinstance(got, list) # bounded memory
+    assert [(r.file, r.frame) for r in got] == [('a.avi', 0), ('a.avi', 1), ('a.avi', 2), ('b.jpg', None)] and not est.skipped
+    (tmp_path/'none').mkdir()
+    with pytest.raises(PoseError, match='no images and no videos'): sources_of(tmp_path/'none')
+    with pytest.raises(PoseError, match='no such image or video'): est(tmp_path/'c.mp4') # at once, not at the first frame
+
+
+# ---- addresses
+
+@pytest.fixture
+def bare(monkeypatch, tmp_path):
+    "No proxy, not offline, and a folder of temporary files that can be looked into."
+    for k in ('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY', 'all_proxy', 'ALL_PROXY', 'POSELLM_OFFLINE', 'HF_HUB_OFFLINE'): monkeypatch.delenv(k, raising=False)
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path/'temp')); (tmp_path/'temp').mkdir()
+    return lambda: [p.name for p in (tmp_path/'temp').glob('posellm-url-*')]
+
+
+def test_addresses_of_images_and_videos(tmp_path, est, bare):
+    clip = film(tmp_path/'a.avi', 4).read_bytes(); jpg = cv2.imencode('.jpg', photo())[1].tobytes()
+    with Server({'/a.jpg': Answer(jpg), '/a.avi': Answer(clip), '/a.avi?sig=1/2.jpg': Answer(clip), '/bad.mp4': Answer(b'<html>'), '/page.jpg': Answer(b'<html>')}) as s:
+        assert is_video(s.url('/a.avi?sig=1/2.jpg')) and not is_video(s.url('/a.jpg?of=a.avi'))
+        assert est(s.url('/a.jpg')).file == 'a.jpg' and bare() == []
+        for path in ('/a.avi', '/a.avi?sig=1/2.jpg'):
+            frames = est(s.url(path)); assert next(frames).frame == 0 and len(bare()) == 1 # the file is needed until the last frame
+            assert [r.frame for r in frames] == [1, 2, 3] and bare() == []
+        given_up = est(s.url('/a.avi')); next(given_up); given_up.close(); assert bare() == []
+        got = list(est([s.url('/a.jpg'), s.url('/bad.mp4'), s.url('/page.jpg'), s.url('/none.jpg'), s.url('/a.avi')]))
+        assert [r.file for r in got] == ['a.jpg'] + ['a.avi']*4 and bare() == []
+        assert len(est.skipped) == 3 and all(s.url(u) in str(e) and 'posellm-url-' not in str(e) for u, e in zip(('/bad.mp4', '/page.jpg', '/none.jpg'), est.skipped)), est.skipped
+
+
+def test_the_command_line_fetches_a_video(tmp_path, bare, capsys):
+    clip = film(tmp_path/'a.avi', 3).read_bytes()
+    with Server({'/a.avi': Answer(clip)}) as s:
+        assert call(['predict', s.url('/a.avi'), '--out', str(tmp_path/'out'), '--boxes', 'whole', '--json']) == 2 and 'unasked' in capsys.readouterr().out
+        assert call(['predict', '--url', s.url('/a.avi'), '--out', str(tmp_path/'out'), '--boxes', 'whole', '--json', '--no-flip', '--no-pictures']) == 0
+    d = json.loads(capsys.readouterr().out); assert d['images'] == 3 and not d['skipped'] and bare() == []
+    assert [x['frame'] for x in json.loads((tmp_path/'out'/'images.json').read_text())] == [0, 1, 2]
+
+
+# ---- everything in one call
+
+def test_good_and_broken_and_moving_pictures_in_one_call(tmp_path, capsys, caplog):
+    cv2.imwrite(str(tmp_path/'good.jpg'), photo()); (tmp_path/'broken.jpg').write_bytes(cv2.imencode('.jpg', photo())[1].tobytes()[:200]); film(tmp_path/'clip.avi', 5); out = tmp_path/'out'
+    assert call(['predict', *(str(tmp_path/n) for n in ('good.jpg', 'broken.jpg', 'clip.avi')), '--out', str(out), '--boxes', 'whole', '--every', '2', '--no-flip']) == 0
+    said = capsys.readouterr(); assert 'skipped: 1' in said.out and 'broken.jpg' in said.err + caplog.text and '4 people in 4 images' in said.out
+    coco, images, people = (json.loads((out/n).read_text()) for n in ('results.json', 'images.json', 'people.json'))
+    assert [(x['file_name'], x.get('frame')) for x in images] == [('good.jpg', None), ('clip.avi', 0), ('clip.avi', 2), ('clip.avi', 4)]
+    assert [x['image_id'] for x in coco] == [x['id'] for x in images] and all(len(x['keypoints']) == 51 for x in coco) and len(people) == 4
+    assert sorted(p.name for p in out.glob('*_pose.jpg')) == ['clip_000000_pose.jpg', 'clip_000002_pose.jpg', 'clip_000004_pose.jpg', 'good_pose.jpg']
+    page = (out/'gallery.html').read_text(); assert page.count('<article') == 4 and 'broken.jpg' in page and 'frame 2' in page
+
+
+# ---- the embedded weights on a photograph
+
+@pytest.fixture(scope='module')
+def three():
+    "A photograph with three labelled people: image, their boxes."
+    if not shared_data() or not (shared_data()/'coco_subset').is_dir(): pytest.skip('the photographs of coco_subset are not on this machine')
+    p = load_data(shared_data()/'coco_subset', 'val'); p = p[~p.iscrowd & (p.num_keypoints > 5)]
+    im = next(im for im in p.images if (p.image_id == im['id']).sum() == 3); return im['path'], p.bbox[p.image_id == im['id']]
+
+
+def test_embedded_weights_on_three_people(three, monkeypatch):
+    monkeypatch.setenv('POSELLM_OFFLINE', '1'); path, boxes = three
+    r = Estimator(boxes=boxes)(path); h, w = read_image(path).shape[:2]
+    assert len(r) == 3 and sorted(map(tuple, r.boxes)) == sorted(map(tuple, boxes)) and r.boxes_from == 'given boxes'
+    assert r.xy.shape == (3, 17, 2) and (r.xy >= 0).all() and (r.xy <= [w - 1, h - 1]).all() and r.vis.shape == (3, 17) and len(r.facts) == 3
+    text = str(r); assert 'Person 3 of 3' in text and re.search(r'trained on generated people only: .*photographs.* AP 0\.\d\d', text) and 'one person assumed' not in text
+    assert all(p['text'] for p in r.to_json()['people'])
+
+
+def test_without_a_detector_one_person_is_assumed_and_said(three, monkeypatch, tmp_path):
+    monkeypatch.setenv('POSELLM_OFFLINE', '1'); monkeypatch.setattr('posellm.models.detector.find_detector', lambda name=None: None)
+    r = Estimator()(three[0]); h, w = r.image.shape[:2]
+    assert len(r) == 1 and r.boxes.tolist() == [[0, 0, w, h]] and r.boxes_from == 'whole image'
+    assert 'one person assumed; pass --boxes' in str(r) and re.search(r'AP 0\.\d\d', str(r))
