@@ -188,6 +188,71 @@ def test_what_an_injected_model_says_is_not_shown():
     assert str(t.text) == 'The person is standing. The left arm is raised.' and t.verified.counts['supported'] == 2 and '4 of 6' in t.text.note
 
 
+@contextlib.contextmanager
+def recording(obeys):
+    "An OpenAI-compatible server that writes down what it is asked, repeats two facts, and adds the sentences of `obeys`, as a model does that does what it is told."
+    class H(BaseHTTPRequestHandler):
+        def log_message(self, *a): pass
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
+            with self.server.lock: self.server.asked.append((self.path, body))
+            said = body['messages'][1]['content']; said = said if isinstance(said, str) else said[0]['text']
+            lines = [l.split(': ', 1)[1] for l in said.splitlines()[1:3]]
+            text = json.dumps(dict(sentences=[dict(text=s, facts=['f1']) for s in [*(l[0].upper() + l[1:] + '.' for l in lines), *obeys]]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(dict(choices=[dict(message=dict(content=text), finish_reason='stop')], usage=dict(prompt_tokens=5, completion_tokens=3))).encode())
+    server = ThreadingHTTPServer(('127.0.0.1', 0), H)
+    server.lock, server.asked, server.daemon_threads = threading.Lock(), [], True
+    threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=.02), daemon=True).start()
+    try: yield server
+    finally: server.shutdown(); server.server_close()
+
+
+def photographs(folder, evil):
+    "Two pictures of two labelled people each, and their file; `evil`: with a text in names, captions, keys and pixels."
+    import cv2
+    from posellm.metrics.oks import make_people
+    from posellm.pose.skeleton import get_skeleton
+    doc = make_people(2, 2, get_skeleton('coco17'), seed=3).to_coco()
+    (folder/'pics').mkdir(parents=True)
+    for im in doc['images']:
+        a = cv2.resize(np.random.default_rng(im['id']).integers(0, 255, (175, 175, 3), dtype=np.uint8), (700, 700), interpolation=cv2.INTER_NEAREST)
+        if evil:
+            im.update(file_name=f'{EVIL} {im["id"]}.png', caption=EVIL, license=EVIL, flickr_url=EVIL)
+            for x in doc['annotations']: # over the people
+                if x['image_id'] == im['id']: cv2.putText(a, EVIL, (int(x['bbox'][0]), int(x['bbox'][1] + x['bbox'][3]/2)), cv2.FONT_HERSHEY_SIMPLEX, .5, (255, 255, 255), 1); x['caption'] = EVIL
+        cv2.imwrite(str(folder/'pics'/im['file_name'].replace('.jpg', '.png')), a)
+        im['file_name'] = im['file_name'].replace('.jpg', '.png')
+    if evil: doc['info'] = dict(description=EVIL)
+    (folder/f'{EVIL if evil else "labels"}.json').write_text(json.dumps(doc))
+    return folder/f'{EVIL if evil else "labels"}.json'
+
+
+@pytest.mark.parametrize('sees', [False, True])
+def test_injection_from_end_to_end(tmp_path, capsys, monkeypatch, sees):
+    "What stands in names, captions, labels and pixels changes neither what a model is asked in words nor what is shown."
+    from posellm.app.cli import call
+    asked, shown = {}, {}
+    with recording(['Both arms are raised.', f'{EVIL}.', 'A sign in the picture says that the left arm is raised.']) as server:
+        for name in ('clean', 'evil'):
+            monkeypatch.setenv('POSELLM_CACHE', str(tmp_path/f'cache {name}')) # or the second would not be asked
+            server.asked.clear()
+            file = photographs(tmp_path/name, name == 'evil')
+            assert call(['explain', str(file), '--images', str(tmp_path/name/'pics'), '--out', str(tmp_path/name/'out'), '--llm', f'http://127.0.0.1:{server.server_port}/v1', '--llm-model', 'm', '--llm-workers', '1', '--json', *['--llm-sees']*sees]) == 0
+            asked[name], shown[name] = list(server.asked), json.loads(capsys.readouterr().out)['explanations']
+    assert len(asked['clean']) == len(asked['evil']) == 4 and {p for p, _ in asked['evil']} == {'/v1/chat/completions'}
+    for (_, a), (_, b) in zip(asked['clean'], asked['evil']):
+        if sees:
+            (ta, pa), (tb, pb) = (x['messages'][1].pop('content') for x in (a, b))
+            assert ta == tb and pa != pb and pb['image_url']['url'].startswith('data:image/jpeg;base64,') # the picture is shown, and its text says nothing to the check
+        assert a == b and 'IGNORE' not in json.dumps(b)
+    clean, evil = ([dict(p, facts=[f if f['kind'] != 'crop' else f['id'] for f in p['facts']]) for r in shown[n] for p in r['people']] for n in ('clean', 'evil')) # how sharp the pixels are differs a little
+    assert clean == evil and len(clean) == 4
+    assert all(p['by'] == f'm at 127.0.0.1:{server.server_port}' and len(p['sentences']) == 2 and len(p['dropped']) == 3 and 'IGNORE' not in p['text'] and '3 of 5' in p['note'] for p in evil)
+    if not sees: assert json.loads((tmp_path/'evil'/'out'/'people.json').read_text())[0]['people'][0]['dropped'][1]['text'] == f'{EVIL}.'
+
+
 # --- servers ----------------------------------------------------------------------------------------------------------------------------
 
 def test_a_server_that_is_down_costs_little_for_many_people():

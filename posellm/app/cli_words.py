@@ -60,23 +60,23 @@ def results_of(people, meaning=None, by=None, skipped:list=None): # generator of
         yield Result(im['file_name'], image, p, f'those of {what}', what, meaning=meaning, by=by)
 
 # %% ../../nbs/app/05a_cli_words.ipynb #2c5acadd
-def llm_writer(where=None, model=None, key_env=None, price=None, most=None, sees=False): # Teller or None
+def llm_writer(where=None, model=None, key_env=None, price=None, most=None, sees=False, timeout=None, workers=None): # Teller or None
     "The language model that the options mean."
     if not where:
-        if any(x is not None for x in (model, key_env, price, most)) or sees: raise PoseError('options of a language model without one', field='--llm', todo='give its address, or a local model, with --llm')
+        if any(x is not None for x in (model, key_env, price, most, timeout, workers)) or sees: raise PoseError('options of a language model without one', field='--llm', todo='give its address, or a local model, with --llm')
         return None
     from posellm.explain.llm import Teller, open_writer
     try: price = tuple(float(v) for v in price.split(',')) if price else None
     except ValueError as e: raise PoseError('prices are two numbers', field='--llm-price', found=price, allowed='IN,OUT per million tokens, for instance 0.15,0.60') from e
-    server = str(where).lower().startswith(('http:', 'https:')); more = dict(key_env=key_env) if server else {}
-    if key_env and not server: raise PoseError('a local model needs no key', field='--llm-key-env', found=key_env, todo='leave it out')
+    server = str(where).lower().startswith(('http:', 'https:')); more = {k: v for k, v in dict(key_env=key_env, timeout=timeout, workers=workers).items() if v is not None}
+    if more and not server: k, v = next(iter(more.items())); raise PoseError('this is for servers, and a local model is meant', field=f'--llm-{k.replace("_", "-")}', found=v, todo='leave it out')
     return Teller(open_writer(where, model, price, most, sees=sees, **more), crops=sees)
 
 # %% ../../nbs/app/05a_cli_words.ipynb #a4813525
 def explain(
     results: Annotated[str, typer.Argument(metavar='RESULTS', help='COCO keypoint results, or an annotation file.')],
     images: Annotated[str, typer.Option(metavar='DIR', help='Folder of the images.')],
-    out: Annotated[Optional[str], typer.Option(metavar='DIR', help='Write explanations.json and gallery.html there.')] = None,
+    out: Annotated[Optional[str], typer.Option(metavar='DIR', help='Write results.json (COCO), images.json, people.json (facts, words, what was dropped), the pictures and gallery.html there.')] = None,
     truth: Annotated[Optional[str], typer.Option(metavar='FILE', help='Annotation file that names the images and keypoints of the results.')] = None,
     run: Annotated[Optional[str], typer.Option(metavar='RUN', help='Run folder whose chapter 05 knows what these confidences mean.')] = None,
     limit: Annotated[Optional[int], typer.Option(min=1, help='At most so many images.')] = None,
@@ -85,6 +85,8 @@ def explain(
     llm_key_env: Annotated[Optional[str], typer.Option(metavar='VAR', help='Environment variable that holds the key of the server.')] = None,
     llm_price: Annotated[Optional[str], typer.Option(metavar='IN,OUT', help='Prices per million tokens, for the cost shown.')] = None,
     llm_most: Annotated[Optional[float], typer.Option(metavar='COST', help='Ask nothing more once this cost could be exceeded.')] = None,
+    llm_timeout: Annotated[Optional[float], typer.Option(min=.1, metavar='SECONDS', help='Wait for the server so long for each person, all attempts together. Default: 60.')] = None,
+    llm_workers: Annotated[Optional[int], typer.Option(min=1, metavar='N', help='Ask the server about so many people of a picture at a time. Default: 4.')] = None,
     llm_sees: Annotated[bool, typer.Option('--llm-sees', help='The model understands pictures: show it the people, too.')] = False,
     as_json: Json = False,
 ):
@@ -95,7 +97,7 @@ def explain(
     from posellm.explain.facts import Meaning
     file = Path(run)/'05_postprocess_llm'/'meaning.json' if run else None
     if file and not file.is_file(): raise PoseError('chapter 05 of this run has left no meaning.json', file=file, todo='run chapter 05, or leave --run out')
-    skipped, rows = [], []; people, by = people_of(results, images, truth), llm_writer(llm, llm_model, llm_key_env, llm_price, llm_most, llm_sees)
+    skipped, rows = [], []; people, by = people_of(results, images, truth), llm_writer(llm, llm_model, llm_key_env, llm_price, llm_most, llm_sees, llm_timeout, llm_workers)
     def seen():
         for r in islice(results_of(people, Meaning.from_dict(read_json(file)) if file else None, by, skipped), limit): rows.append(r.to_json()); yield r
     got = save_results(seen(), out, title='People in words', skipped=skipped) if out else dict(images=sum(1 for _ in seen()))

@@ -91,13 +91,13 @@ class Told:
     def fallback(self) -> bool: return self.text.by == 'writer' # the model's words could not be used
     def to_dict(self) -> dict:
         "Plain data for JSON."
-        return dict(self.text.to_dict(), dropped=[dict(text=v.text, verdict=v.verdict, why=v.why) for v in self.verified.verdicts if not v.kept] if self.verified else [])
+        return self.text.to_dict()
 
 def _line(x, n=160): return one_line(' '.join(str(x).split()))[:n] # what comes from a server may hold anything
 _alone = 'written without the language model: '
 
 def _instead(facts, why, verified=None, fallback=write): # the writer's text, and the reason
-    t = fallback(facts); return Told(Text(t.sentences, 'writer', f'{_alone}{_line(why)}'), verified)
+    t = fallback(facts); return Told(Text(t.sentences, 'writer', f'{_alone}{_line(why)}', verified.dropped if verified else ()), verified)
 
 def told(
     answer, # an Answer, or the exception that came instead
@@ -111,10 +111,10 @@ def told(
     if answer.refused: return _instead(facts, 'it declined', fallback=fallback)
     said = read_said(answer.text)
     if not said: return _instead(facts, 'its answer held no sentences', fallback=fallback)
-    v = verify(said, facts); drop = {k: n for k, n in v.counts.items() if n and k != 'supported'}; n = sum(drop.values())
-    dropped = f'{n} of {len(v.verdicts)} sentences dropped ({", ".join(f"{m} {k}" for k, m in drop.items())})' if n else 'every sentence is supported'
+    v = verify(said, facts); drop = v.reasons; n = sum(drop.values())
+    dropped = f'{n} of {len(v.verdicts) + v.unread} sentences dropped ({", ".join(f"{m} {k}" for k, m in drop.items())})' if n else 'every sentence is supported'
     if len(v.kept) < min(least, max(1, len(telling(facts)) - 1)): return _instead(facts, f'{"only one sentence" if v.kept else "nothing"} that it said is supported by the facts; {dropped}', v, fallback)
-    return Told(Text(tuple(Sentence(k.text, k.evidence) for k in v.kept), _line(name, 80), f'written by {_line(name, 80)}; {dropped}'), v)
+    return Told(Text(tuple(Sentence(k.text, k.evidence) for k in v.kept), _line(name, 80), f'written by {_line(name, 80)}; {dropped}', v.dropped), v)
 
 # %% ../../nbs/explain/16_llm.ipynb #94a3f69b
 def tell(
@@ -135,7 +135,7 @@ def summary(all_told:list, meter=None) -> str:
     "One line about many texts."
     c = Counter(v.verdict for t in all_told if t.verified for v in t.verified.verdicts); f = sum(t.fallback for t in all_told)
     why = Counter(re.sub(r'; \d+ of \d+ sentences dropped.*', '', t.text.note.removeprefix(_alone)) for t in all_told if t.fallback); why = ' (' + '; '.join(f'{n} x {k}' for k, n in list(why.items())[:3]) + '; ...'*(len(why) > 3) + ')' if why else ''
-    return f'{len(all_told)} texts, {f} of them by the writer{why}; sentences: {c["supported"]} supported, {c["contradicted"]} contradicted, {c["unsupported"]} unsupported, {c["not understood"]} not understood' + (f'; {meter}' if meter else '')
+    return f'{len(all_told)} texts, {f} of them by the writer{why}; sentences: {c["supported"]} supported, {c["contradicted"]} contradicted, {c["unsupported"]} unsupported, {c["not understood"]} not understood' + (f', {u} not read' if (u := sum(t.verified.unread for t in all_told if t.verified)) else '') + (f'; {meter}' if meter else '')
 
 # %% ../../nbs/explain/16_llm.ipynb #14dab42b
 def open_writer(

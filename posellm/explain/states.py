@@ -40,7 +40,7 @@ def _network():
     with np.load(assets()/'states.npz', allow_pickle=False) as f: return {k: f[k].astype(np.float32) for k in f.files}
 
 def least_sure() -> dict: # head, and 'striding' -> (C,) probabilities
-    "From which probability on a state is right in 98 of 100 cases, of people whose joints are labelled and of people whose joints are all exactly known (7,500 generated people that the network has not seen; `tools/fit_states.py --least`): a point more than is promised, for other people."
+    "From which probability on a state is right in 97.5 of 100 cases, of people whose joints are labelled and of people whose joints are all exactly known (7,500 generated people that the network has not seen; `tools/fit_states.py --least`): half a point more than is promised, for other people; above 1: it is never said."
     return {k[6:]: v for k, v in _network().items() if k.startswith('least_')}
 
 def _logits(x, net): # (N,51) -> (N,15)

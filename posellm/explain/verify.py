@@ -60,22 +60,27 @@ def sentences_of(text:str) -> list:
 class Verified:
     "What is left of a text, and what was dropped."
     verdicts:list # of Verdict, in order
+    unread:int=0 # sentences beyond the most that are looked at: dropped, too
     @property
     def kept(self) -> list: return [v for v in self.verdicts if v.kept]
     @property
     def text(self) -> str: return ' '.join(v.text for v in self.kept)
     @property
     def counts(self) -> dict: c = Counter(v.verdict for v in self.verdicts); return {k: c[k] for k in VERDICTS}
-    def __repr__(self): return ', '.join(f'{n} {k}' for k, n in self.counts.items())
+    @property
+    def reasons(self) -> dict: return {k: n for k, n in dict(self.counts, supported=0, unread=self.unread).items() if n} # why sentences were dropped -> how many
+    @property
+    def dropped(self) -> tuple: return tuple(dict(text=v.text, verdict=v.verdict, why=v.why) for v in self.verdicts if not v.kept) # plain data
+    def __repr__(self): return ', '.join(f'{n} {k}' for k, n in dict(self.counts, **({'unread': self.unread} if self.unread else {})).items())
 
 def verify(
     said, # text, or list of sentences
     facts, # of one person
-    most:int=12, # sentences that are looked at
+    most:int=12, # sentences that are looked at; the rest is dropped and counted
 ) -> Verified:
     "Check sentence by sentence; the same sentence counts once."
     by = index(facts) if not isinstance(facts, dict) else facts; said = sentences_of(said) if isinstance(said, str) else [s for t in said for s in sentences_of(t)]
-    return Verified([verify_sentence(s, by) for s in list(dict.fromkeys(said))[:most]])
+    said = list(dict.fromkeys(said)); return Verified([verify_sentence(s, by) for s in said[:most]], len(said[most:]))
 
 # %% ../../nbs/explain/15_verify.ipynb #715af45a
 def to_html(v:Verified) -> str:

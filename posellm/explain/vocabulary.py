@@ -54,7 +54,7 @@ class Words:
 
 # %% ../../nbs/explain/14_vocabulary.ipynb #1cbbf5d9
 FILLERS = ('in the image', 'in the picture', 'in the photo', 'in this image', 'in this picture', 'in image', 'in the frame', 'in view', 'clearly', 'visibly', 'noticeably', 'distinctly', 'thus', 'overall', 'here',
-           'probably', 'likely', 'perhaps', 'possibly', 'apparently', 'presumably', 'seemingly', 'roughly', 'approximately', 'nearly', 'almost', 'rather', 'quite', 'relatively', 'fairly', 'very', 'both')
+           'probably', 'likely', 'perhaps', 'possibly', 'apparently', 'presumably', 'seemingly', 'roughly', 'approximately', 'nearly', 'almost', 'rather', 'quite', 'relatively', 'fairly', 'both')
 COPULAS = ('is', 'are', 'appears to be', 'appear to be', 'seems to be', 'seem to be', 'appears', 'appear', 'seems', 'seem', 'may be', 'might be', 'could be', 'may', 'might', 'remains', 'remain', 'stays', 'stay', 'being', 'can be', 'lies', 'lie', "'s")
 HELD = ('held', 'kept', 'positioned', 'placed', 'set', 'shown', 'located', 'also')
 HAVE = ('has', 'have', 'keeps', 'keep', 'holds', 'hold', 'having', 'keeping', 'holding', 'shows')

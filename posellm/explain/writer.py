@@ -23,10 +23,11 @@ class Text:
     sentences:tuple # of Sentence
     by:str='writer' # who wrote it
     note:str='' # what the reader should know, e.g. why no language model was used
+    dropped:tuple=() # what a language model said and the facts do not support: dicts of text, verdict, why
     def __str__(self): return ' '.join(s.text for s in self.sentences)
     def to_dict(self) -> dict:
         "Plain data for JSON."
-        return dict(text=str(self), by=self.by, note=self.note, sentences=[dict(text=s.text, facts=list(s.facts)) for s in self.sentences])
+        return dict(text=str(self), by=self.by, note=self.note, sentences=[dict(text=s.text, facts=list(s.facts)) for s in self.sentences], dropped=[dict(d) for d in self.dropped])
 
 def _join(parts): # 'a', 'a and b', 'a, b and c'
     parts = list(parts); return parts[0] if len(parts) == 1 else ', '.join(parts[:-1]) + ' and ' + parts[-1]

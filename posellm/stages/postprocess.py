@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['posed', 'incoming', 'network_of', 'map_versions', 'finish_and_mean', 'generated', 'same_people', 'judge_facts',
-           'trust_kept', 'in_order', 'fast_answers', 'fast_signals', 'Looks', 'learn_looks', 'measure_looks', 'leave',
-           'postprocess_inputs', 'run_postprocess']
+           'trust_kept', 'in_order', 'fast_answers', 'fast_signals', 'Looks', 'learn_looks', 'measure_looks',
+           'answers_shown', 'words_for', 'leave', 'postprocess_inputs', 'run_postprocess']
 
 # %% ../../nbs/05_postprocess_llm.ipynb #f5acbfc0
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +164,21 @@ def measure_looks(truth, one, two, router, known, cost2:float, share:float=.3, n
     out = dict(gain=[kept.gain, kept.gain_lo, kept.gain_hi], kept=[kept.value, kept.lo, kept.hi], cost=float(routed.mean() + own), own=float(own), seconds_of_second_look=cost2,
                auroc=auroc(score[on], (l - k)[on] > .05), improves=float(((l - k)[on] > .05).mean()), curves=cost_curve(truth, one, two, score, (0, .1, .2, .3, .5, 1), own, 3))
     return out, mix
+
+# %% ../../nbs/05_postprocess_llm.ipynb #88121335
+def answers_shown(done, f:Finish, meaning, looks:'Looks'=None) -> tuple: # Poses, Finish, Meaning, Meaning of those who were looked at twice
+    "What the gallery shows: the mixture of fast and slow answers where there is one, as `Estimator` with a budget gives it."
+    mix = next((p for p in looks.answers.values() if 'routed' in p.info), None) if looks else None
+    return (done, f, meaning, None) if mix is None else (mix, looks.finish, looks.meaning, meaning)
+
+def words_for(truth, pred, f:Finish, meaning, slow=None, most:int=24, name:str=''): # generator of Results, one for each image
+    "Results of the first images of a part, as `Estimator` would give them."
+    from posellm.app.cli_words import results_of
+    p, routed = replace(pred, images=[im for im in truth.images if im.get('path')][:most]), pred.info.get('routed')
+    for res in results_of(p, meaning):
+        res.visibility, res.model, res.boxes_from = f.visibility, name, 'ground truth'
+        if routed is not None: res.slow, res.routed = slow, np.array(routed, bool)[(p.image_id == res.poses.images[0]['id']) & ~p.iscrowd]; res.note = f'second look: {np.mean(routed):.0%} of the people of val, whom the router chose, as the later chapters see them; the others as stage 1 alone does'
+        yield res
 
 # %% ../../nbs/05_postprocess_llm.ipynb #0684e5a1
 def leave(run:Run, cfg, got, f, meaning, versions, first, steps, judged, seed:int=0, looks:'Looks'=None):
