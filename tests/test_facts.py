@@ -213,6 +213,23 @@ def test_the_gallery_works_in_a_browser(tmp_path):
         assert out['wide'] and out['broken'] == 0, out
 
 
+def test_the_gallery_of_chapter_05_knows_who_was_looked_at_twice(tmp_path):
+    import cv2
+    from posellm.app.cli_words import results_of
+    from posellm.explain.router import mixed
+    from posellm.stages.postprocess import Looks, answers_shown, with_looks
+    def words_for(pred, f, meaning, slow): p = replace(pred, images=t.images); return with_looks(results_of(p, meaning), p, f, slow, 'demo') # as the chapter does
+    t, one, two = make_people(3, 2, COCO17), *(make_people(3, 2, COCO17, noise=x, predictions=True) for x in (3., 1.)); f = fit_finish(t, two); routed = np.array([1, 0, 0, 0, 1, 1], bool)
+    for im in t.images: im['path'] = str(tmp_path/im['file_name']); cv2.imwrite(im['path'], np.zeros((700, 700, 3), np.uint8))
+    looks = Looks(fit_finish(t, one), usual_meaning(), answers={'stage 1 alone, finished': one, 'routed: 50% looked at twice': mixed(one, two, routed)}); slow = usual_meaning()
+    shown = answers_shown(two, f, slow, looks); got = list(words_for(*shown)); again = np.concatenate([r.routed for r in got])
+    assert (again == routed).all() and all(r.slow is slow and r.visibility is looks.finish.visibility and '50% of the people' in r.note for r in got)
+    assert np.allclose(np.concatenate([r.poses.xy for r in got]), np.where(routed[:, None, None], two.xy, one.xy)) # whoever is called looked at twice is shown as the slow answer has it
+    page = Path(save_results(iter(got), tmp_path/'out')['gallery']).read_text(); assert 'id="routed"' in page and page.count('data-routed="1"') == 3 == page.count('data-routed="0"')
+    for none in (None, Looks(f, slow)): # one answer only: nobody was asked
+        assert all(r.routed is None and r.note is None for r in words_for(*answers_shown(two, f, slow, none))) and answers_shown(two, f, slow, none)[0] is two
+
+
 def test_the_page_of_facts_says_what_was_measured():
     "bench/results/facts.md and README's row are written by the tool from facts.json, not by hand."
     import importlib.util

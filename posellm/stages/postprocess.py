@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['posed', 'incoming', 'network_of', 'map_versions', 'finish_and_mean', 'generated', 'same_people', 'judge_facts',
            'trust_kept', 'in_order', 'fast_answers', 'fast_signals', 'Looks', 'learn_looks', 'measure_looks',
-           'answers_shown', 'words_for', 'leave', 'postprocess_inputs', 'run_postprocess']
+           'answers_shown', 'with_looks', 'leave', 'postprocess_inputs', 'run_postprocess']
 
 # %% ../../nbs/05_postprocess_llm.ipynb #f5acbfc0
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -171,13 +171,12 @@ def answers_shown(done, f:Finish, meaning, looks:'Looks'=None) -> tuple: # Poses
     mix = next((p for p in looks.answers.values() if 'routed' in p.info), None) if looks else None
     return (done, f, meaning, None) if mix is None else (mix, looks.finish, looks.meaning, meaning)
 
-def words_for(truth, pred, f:Finish, meaning, slow=None, most:int=24, name:str=''): # generator of Results, one for each image
-    "Results of the first images of a part, as `Estimator` would give them."
-    from posellm.app.cli_words import results_of
-    p, routed = replace(pred, images=[im for im in truth.images if im.get('path')][:most]), pred.info.get('routed')
-    for res in results_of(p, meaning):
+def with_looks(results, people, f:Finish, slow=None, name:str=''): # Results of these people, image by image; Meaning of the routed -> the same Results
+    "Whatever `Estimator` would know of them, too: the model, states of visibility, who was looked at twice."
+    routed = people.info.get('routed')
+    for res in results:
         res.visibility, res.model, res.boxes_from = f.visibility, name, 'ground truth'
-        if routed is not None: res.slow, res.routed = slow, np.array(routed, bool)[(p.image_id == res.poses.images[0]['id']) & ~p.iscrowd]; res.note = f'second look: {np.mean(routed):.0%} of the people of val, whom the router chose, as the later chapters see them; the others as stage 1 alone does'
+        if routed is not None: res.slow, res.routed = slow, np.array(routed, bool)[(people.image_id == res.poses.images[0]['id']) & ~people.iscrowd]; res.note = f'second look: {np.mean(routed):.0%} of the people of val, whom the router chose, as the later chapters see them; the others as stage 1 alone does'
         yield res
 
 # %% ../../nbs/05_postprocess_llm.ipynb #0684e5a1
