@@ -1,6 +1,6 @@
 """Does learning from unlabelled images help? Supervised training against the methods of posellm.ssl on people of a domain that the start does not know.
 
-    python bench/ssl_experiment.py --labelled 100 50 200 --steps 1500 --jobs supervised multiaugs multiaugs-dual supervised@multiaugs --seeds 0 1 2 --once pseudo-label posecons posedual mean-teacher --curve supervised multiaugs
+    python bench/ssl_experiment.py --domain negative --phase 400 --labelled 100 50 200 --steps 1500 --jobs supervised multiaugs multiaugs-dual supervised@multiaugs --seeds 0 1 2 --once pseudo-label posecons posedual mean-teacher --curve supervised multiaugs
 
 Generated people (default): the start has seen people of the generator's base look; labelled, unlabelled, hidden and reported people come from synth-v1,
 whose look is another. With --data coco_subset the people are real photographs: labelled = part of train2017, unlabelled = its rest, extra2017 and, where
@@ -8,7 +8,7 @@ the folder is beside it, lspet (boxes around the keypoints; the keypoints themse
 A job is one method, one seed and one number of labelled people. --jobs run with every seed and --once with the first, both with the first number of --labelled; --curve runs with the other
 numbers too (first seed). supervised@NAME trains as long as NAME's passes allow (equal compute: a training pass counts three times an inference pass, whatever else the machine does meanwhile).
 NAME+WORD is NAME with settings of its own in --over, e.g. {"multiaugs+sure": {"mask": 0.5}}. Every method gets the same batches of labelled people, learning rate, schedule, augmentation and choice of weights.
-Killed anywhere, the same command goes on at the last saved step and comes to the same weights; finished jobs are kept. After each job OUT.md, OUT.json and OUT.png (gain against labelled people and against steps) are
+Killed anywhere, the same command goes on at the last saved step and comes to the same weights; finished jobs are kept. After each job OUT.md (bench/results/ssl_experiment.md), OUT.json and OUT.png (gain against labelled people and against steps) are
 written anew. AP is COCO's with true boxes and the flip test, on people that neither trained nor chose weights; differences are paired over images, and averaged over seeds within each resample.
 """
 import argparse
@@ -159,7 +159,7 @@ def config(a, name, steps, seed=0):
     "Settings of a job: what all share, the method's own, and those of --over (for all methods, or under a job's name; `turn` as [degrees, probability, scale])."
     base = recipe('small', phases=(Phase('semi', a.lr, steps=steps, warmup=.05),), batch=a.batch, ema=a.ema, seed=seed, precision='auto', workers=1, loggers=(), val_steps=max(1, steps//a.checks), layer_decay=1., save_seconds=60.)
     d = json.loads(a.over); own = d.get(name.split('@')[0], {}); d = {k: v for k, v in d.items() if not isinstance(v, dict)} | own
-    return settings(method_of(name), base, **({k: Turn(*v) if k == 'turn' else tuple(v) if isinstance(v, list) else v for k, v in d.items()} if method_of(name) != 'supervised' else {}))
+    return settings(method_of(name), base, **({k: Turn(*v) if k == 'turn' else tuple(v) if isinstance(v, list) else v for k, v in d.items()} if method_of(name) != 'supervised' or own else {}))
 
 
 def cost(cfg): n, m = passes(cfg); return n + m/3 # of a step, in supervised steps
@@ -185,7 +185,7 @@ def job(a, n, name, seed, parts, folder):
     history, _ = fit_semi(model, lab, None if supervised else unl, hidden, cfg, folder, resume=True, yardstick=yardstick, reports=dict(val=val))
     row = history.rows[-1]
     write_json(folder/'record.json', dict(name=name, seed=seed, labelled=n, steps=history.steps, cost=cost(cfg), seconds=history.seconds, best_step=history.best['step'], stopped=history.stopped, peak_mib=peak(), start_ap=history.rows[0]['ap'],
-               ap=row['ap'], results=row['results'], settings=about(a, cfg), history=[{k: l.get(k) for k in ('step', 'ap', 'delta', 'delta_lo', 'delta_hi', 'verdict', 'right', 'used', 'peak', 'background', 'sup', 'unsup')} for l in history.history]))
+               ap=row['ap'], results=row['results'], settings=about(a, cfg), history=[{k: l.get(k) for k in ('step', 'ap', 'delta', 'delta_lo', 'delta_hi', 'detectable', 'verdict', 'right', 'used', 'peak', 'background', 'sup', 'unsup')} for l in history.history]))
     return record(a, n, name, seed, folder)
 
 
@@ -224,6 +224,9 @@ class Comparison:
         for r in records:
             k = r['labelled'], r['name'], r['seed']; e = evaluate(val, val_pred(r, val)); self.by.setdefault(k[:2], {})[r['seed']] = r; self.samples[k], self.values[k] = resample(e, self.draws, ('AP',))[:, 0], e.stats['AP']
 
+    def level(self, n, name): # AP x 100 with its interval over images, mean of the seeds
+        x = np.mean([v for k, v in self.samples.items() if k[:2] == (n, name)], 0); lo, hi = np.percentile(x, [2.5, 97.5]); return f'{100*np.mean([v for k, v in self.values.items() if k[:2] == (n, name)]):.1f} ({100*lo:.1f} to {100*hi:.1f})'
+
     def versus(self, n, name, base): # difference over the seeds that both have, or None
         both = [s for s in self.by[n, name] if s in self.by.get((n, base), {})]; mean = lambda d, x: np.mean([d[n, x, s] for s in both], 0)
         return None if not both or name == base else difference_of('AP', mean(self.values, base), mean(self.values, name), mean(self.samples, name) - mean(self.samples, base), self.draws.shape[1])
@@ -236,15 +239,17 @@ def starts_of(a, records): # (labelled, AP before the first step, of each seed)
 
 def table(a, records, compared, counts):
     "Markdown: every method beside the supervised yardstick at equal steps and at equal compute."
-    show = lambda d: '-' if d is None else f'{100*d.value:+.1f} ({100*d.lo:+.1f} to {100*d.hi:+.1f})'
+    def show(n, name, base): # and of how many seeds, where fewer than the row's
+        d = compared.versus(n, name, base); both = set(compared.by[n, name]) & set(compared.by.get((n, base), {})); few = f', {len(both)} seed{"s"*(len(both) > 1)}' if d and len(both) < len(compared.by[n, name]) else ''
+        return '-' if d is None else f'{100*d.value:+.1f} ({100*d.lo:+.1f} to {100*d.hi:+.1f}{few})'
     out = [f'# Unlabelled images: {"generated people" + (f", {a.domain} pictures" if a.domain else "") if a.data == "synth" else Path(a.data).name}', '', f'{time.strftime("%Y-%m-%d")}, {processor()}, machine shared with other work, {torch.get_num_threads()} thread{"s"*(torch.get_num_threads() > 1)}, Python {platform.python_version()}.',
            f'`{command(a)}`', '', f'{counts[0]} unlabelled, {counts[1]} hidden (choose the weights, feed the brake; they count as labels used), {counts[2]} reported people. Network posellm-s at {a.hw[0]}x{a.hw[1]}, batch {a.batch} + {a.batch}, learning rate {a.lr}, start: {a.start_note}, {a.mark}{f", then {a.phase} supervised steps on the labelled people" if a.phase else ""}.', '',
-           'AP x 100 (OKS .50:.95, true boxes, flip test); mean over seeds; differences paired over images (95 %, 1,000 resamples), averaged over seeds. Equal compute: against supervised training of as many passes (a training pass counts three inference passes). Best: step of the kept weights.', '',
-           '| labelled | method | seeds | steps | seconds | AP | each seed | best | minus supervised, equal steps | minus supervised, equal compute | peak MiB |', '|---|---|---|---|---|---|---|---|---|---|---|',
+           f'AP x 100 (OKS .50:.95, true boxes, flip test); mean over seeds; differences paired over images (95 %, 1,000 resamples), averaged over seeds. {sum(r["seconds"] for r in records)/3600:.1f} hours of training in all, one thread each. Equal compute: against supervised training of as many passes (a training pass counts three inference passes). Best: step of the kept weights.', '',
+           '| labelled | method | seeds | steps | seconds | AP (95 %) | each seed | best | minus supervised, equal steps | minus supervised, equal compute | peak MiB |', '|---|---|---|---|---|---|---|---|---|---|---|',
            *[f'| {n if a.phase else ""} | start | {len(s)} | 0 | 0 | {100*np.mean(s):.1f} | {", ".join(f"{100*v:.1f}" for v in s) if a.phase else ""} | | | | |' for n, s in starts_of(a, records)]]
     for (n, name), seeds in compared.by.items():
         rs = list(seeds.values()); m = lambda k: np.mean([r[k] for r in rs])
-        out.append(f'| {n} | {name} | {len(rs)} | {m("steps"):.0f} | {m("seconds"):.0f} | {100*m("ap"):.1f} | {", ".join(f"""{100*r["ap"]:.1f}""" for r in rs)} | {", ".join(str(r["best_step"]) for r in rs)} | {show(compared.versus(n, name, "supervised"))} | {show(compared.versus(n, name, f"supervised@{name}"))} | {m("peak_mib"):.0f} |')
+        out.append(f'| {n} | {name} | {len(rs)} | {m("steps"):.0f} | {m("seconds"):.0f} | {compared.level(n, name)} | {", ".join(f"""{100*r["ap"]:.1f}""" for r in rs)} | {", ".join(str(r["best_step"]) for r in rs)} | {show(n, name, "supervised")} | {show(n, name, f"supervised@{name}")} | {m("peak_mib"):.0f} |')
     stopped = [f'{r["labelled"]} labelled, {r["name"]}, seed {r["seed"]}: {r["stopped"]}.' for r in records if r['stopped']]
     return '\n'.join(out + ['']*bool(stopped) + stopped) + '\n'
 

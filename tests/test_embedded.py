@@ -37,4 +37,4 @@ def test_of_use_at_once(tmp_path):
     val = load_data(write_synth(tmp_path, 0, 40, 0, seed=5), 'val')
     who = val[val.num_keypoints > 0]
     ap = {name: evaluate(val, predict_poses(create_model('posellm-s', input_hw=(128, 96), weights=w), who)).stats['AP'] for name, w in (('embedded', NAME), ('random', None))}
-    assert ap['embedded'] > .08 > .01 >= ap['random'], ap
+    assert ap['embedded'] > .25 > .01 >= ap['random'], ap

@@ -20,7 +20,12 @@ from posellm.models.hrnet import HRNet
 from posellm.models.hub import LICENCES, PUBLISHED, pack
 from posellm.models.weights import load_model, named_size, save_model
 from posellm.models.zoo import create_model
+from posellm.pose.poses import Poses
 from posellm.pose.skeleton import get_skeleton
+from posellm.refine.fuse import fuse_points
+from posellm.refine.maps import fuse_maps
+from posellm.refine.members import stack_people
+from posellm.stages.ensemble import look, open_member
 from posellm.train.predict import predict_poses
 
 onnx = pytest.importorskip('onnx')
@@ -69,6 +74,16 @@ def test_predict_with_an_onnx_file(files, tmp_path, capsys):
     # the flip test moves keypoints 1 and 2 to their pair's colour as well, so it is switched off for the places
     found = Estimator(files / 'dw.onnx', [[10, 10, 100, 140]], flip=False)(files / 'photo.png').xy[0]
     assert np.abs(found[:3] - [[30, 40], [60, 80], [90, 120]]).max() < 4 and np.isfinite(xy).all()
+
+
+def test_an_onnx_file_is_a_member_of_an_ensemble(files):
+    "Beside one of our networks: the same people in step, its responses as maps, and fused places where both have an answer."
+    people = Poses.from_coco(files / 'boxes.json', skeleton='coco17'); people.images = [dict(im, path=str(files / im['file_name'])) for im in people.images]
+    nets = {'dw': open_member(str(files / 'dw.onnx')), 'ours': open_member('posellm-synth-s')}; out, maps, _ = look(nets, people, flip=False)
+    s = stack_people(out, maps=list(maps.values())); assert s.names == ('dw', 'ours') and s.on.all() and all(m is not None for m in s.maps)
+    assert np.abs(s.xy[0, 0, :3] - [[30, 40], [60, 80], [90, 120]]).max() < 4
+    for rule in ('uniform', 'confidence', 'median'): f = fuse_points(s, rule); assert np.isfinite(f.xy).all() and f.xy.shape == (1, 17, 2), rule
+    xy, conf = fuse_maps(list(s.maps)).decode(); assert xy.shape == (1, 17, 2) and np.isfinite(xy).all() and (conf > 0).all()
 
 
 def test_responses_are_maps(files):

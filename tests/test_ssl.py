@@ -1,5 +1,6 @@
 """Learning from unlabelled people: geometry of hard views, what gradients reach, poisoned data, planted wrong answers, stopping and going on."""
 import json
+import logging
 from dataclasses import replace
 
 import cv2
@@ -18,6 +19,7 @@ from posellm.metrics.stats import paired_bootstrap
 from posellm.models.zoo import create_model
 from posellm.pose.codec import make_codec
 from posellm.pose.geometry import apply_affine
+from posellm.ssl.brake import why_stop
 from posellm.ssl.collapse import consistency_run
 from posellm.ssl.methods import METHODS, passes, settings
 from posellm.ssl.occlude import OCCLUSIONS, draw_occlusion, occlude
@@ -117,6 +119,8 @@ def test_gradients_through_both_views_collapse_and_the_watch_sees_it():
     "The naive loss falls further while the maps lose their peaks; easy teaches hard keeps them."
     (naive, faded, _), (fair, kept, _) = consistency_run(True), consistency_run(False)
     assert naive[-1] < fair[-1] and faded[-1]/faded[0] < .75*kept[-1]/kept[0], (faded, kept)
+    watched = lambda peaks: why_stop([dict(step=i, peak=p, background=.95 if p < .2 else .1) for i, p in enumerate(peaks)], 3)
+    assert 'background' in watched([.6, .1, .05, .04]) and watched([.6, .1, .05]) == '' and watched([.6, .5, .5, .5]) == ''
 
 
 # ---- the interface --------------------------------------------------------------------------------------------
@@ -141,7 +145,14 @@ def test_every_method_runs_stops_anywhere_and_goes_on(method, start, tmp_path):
     assert passes(cfg)[0] == nets*(1 + len(cfg.paths))
 
 
-def test_accumulation_sees_the_same_people_and_other_unlabelled_people_are_refused_on_resumption(start, tmp_path):
+def test_labelled_people_are_drawn_whoever_is_unlabelled(start):
+    "Yardstick and student see the same labelled people in the same views; unlabelled ones follow a stream of their own."
+    rows = lambda job: [[(v['rows'].tolist(), v['view'].M.tolist()) for v in job.feed.host(place)['labelled']] for place in range(3)]
+    few = dot_people(16); jobs = [Semi(net_from(start), few, u, None, dot_config(2, paths=p), read=draw_dots) for u, p in ((hide_labels(dot_people(16, 1)), ('JC',)), (hide_labels(dot_people(9, 5)), ('JC',)), (None, ()))]
+    assert rows(jobs[0]) == rows(jobs[1]) == rows(jobs[2]) and jobs[0].feed.host(0)['easy']['rows'].tolist() != jobs[0].feed.host(0)['labelled'][0]['rows'].tolist()
+
+
+def test_accumulation_runs_and_other_unlabelled_people_are_refused_on_resumption(start, tmp_path):
     few, many = dot_people(16), dot_people(16, 1)
     cfg = dot_config(2, paths=('JC',), accumulate=2, batch=4); fit_semi(net_from(start), few, many, None, cfg, tmp_path, read=draw_dots)
     with pytest.raises(PoseError, match='unlabelled'): fit_semi(net_from(start), few, dot_people(16, 9), None, cfg, tmp_path, True, draw_dots)
@@ -216,6 +227,14 @@ def test_the_audit_finds_planted_wrong_answers(start, monkeypatch):
     def wrong(job, x): return [m[:, [R if k == L else L if k == R else k for k in range(m.shape[1])]] for m in teach(job, x)]
     monkeypatch.setattr(semi_module, 'teach', wrong); found = j.audit(); assert set(found.suspects()) == {'left_wrist', 'right_ankle'}, found
     assert (found.right[[k for k in range(17) if k not in (L, R)]] == clean.right[[k for k in range(17) if k not in (L, R)]]).all()
+
+
+def test_every_check_tells_each_keypoint_and_the_smallest_drop_is_said(start, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('posellm'), 'propagate', True)
+    with caplog.at_level('INFO', logger='posellm'): h, _ = fit_semi(net_from(start), dot_people(16), hide_labels(dot_people(16, 1)), dot_people(30, 2), dot_config(4, paths=('JC',), val_steps=2), read=draw_dots)
+    line = h.history[-1]; assert all(len(line[k]) == 17 for k in ('used_by_keypoint', 'right_by_keypoint', 'right_low', 'right_high'))
+    assert all(lo <= r <= hi for lo, r, hi in zip(line['right_low'], line['right_by_keypoint'], line['right_high']) if r is not None)
+    said = [r.getMessage() for r in caplog.records if 'smallest drop' in r.getMessage()]; assert len(said) == 1 and '30 hidden people' in said[0], said
 
 
 def test_being_audited_leaves_no_trace(start):

@@ -35,7 +35,8 @@ def row(name, ci, people, images): return f'| {name} | {people} people, {images}
 
 def begun(m):
     "What was different in the parts of the training that other runs did."
-    tell = lambda b: ', '.join(f'{k} {v}' for k, v in b['training'].items() if k != 'steps' and v != m['training'].get(k) and not isinstance(v, dict))
+    flat = lambda d: {f'{k} {i}'.strip(): x for k, v in d.items() if k != 'calm' or v for i, x in (v.items() if isinstance(v, dict) else [('', v)])}
+    tell = lambda b: ', '.join(f'{k} {v}' for k, v in flat(b['training']).items() if k != 'steps' and k in flat(m['training']) and v != flat(m['training'])[k])
     return ''.join(f' Its first {b["step"]:,} steps had other settings ({what}).' for b in m.get('begun', []) if (what := tell(b)))
 
 

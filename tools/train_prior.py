@@ -1,6 +1,6 @@
-"""Make the embedded pose prior again, from generated people only: `make prior` (about ten minutes on one core).
+"""Make the embedded pose prior again, from generated people only: `make prior` (about twenty minutes on one core).
 
-It writes posellm/assets/prior/prior.safetensors and prior.json; the card inside says what it was made from and what it
+It writes posellm/assets/prior/prior.safetensors prior.json and prior.md; the card says what it was made from and what it
 does on generated people who were neither trained on nor used for the gate.
 """
 import argparse
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from posellm.core.files import write_atomic
 from posellm.core.log import setup_log
 from posellm.core.paths import assets
 from posellm.core.run import versions
@@ -21,6 +22,15 @@ from posellm.refine.corrupt import corrupt, published_errors
 from posellm.refine.fitting import fit_prior
 from posellm.refine.teach import LearnConfig
 from posellm.refine.prior import refine, save_prior
+
+
+def card_text(c:dict) -> str:
+    "The card as a page."
+    t = c['training']; h = t['history']
+    return '\n'.join(['# The embedded pose prior', '', f'A denoising VAE of 17 COCO keypoints (latent {t["latent"]}, hidden {t["hidden"]}) with the gate that keeps it silent: what `posellm refine` uses when no `--prior` is named.', '',
+                      '## How it was made', '', f'`{c["made_by"]}`, {c["date"]}: {t["steps"]:,} steps of {t["batch"]} on {c["poses"]}; {h["seconds"]/60:.0f} minutes on one core. Errors as networks make them: {c["errors"]}. Gate: {c["gate"]}.', '',
+                      '## What it reaches', '', f'{c["heldout"]["people"]:,} {c["heldout"]["what"]}: **{c["heldout"]["before"]:.3f}** and **{c["heldout"]["after"]:.3f}**. On real labels, on real predictions and against four baselines: `bench/results/prior.md`.', '',
+                      '## Licence and limits', '', f'{c["licence"]}. It {c["limits"]}.', ''])
 
 
 def main():
@@ -43,10 +53,10 @@ def main():
     prior = replace(prior, gate=replace(prior.gate, margin=max(prior.gate.margin, .1), least=1.5))
     bad, kind = corrupt(held, em, seed=1)
     before, after = evaluate(held, bad).stats['AP'], evaluate(held, refine(bad, prior).poses).stats['AP']
-    prior.card = dict(poses=f'{sum(map(len, train))} generated people (base and synth-v1 look, seeds 100 and 101), no photograph and nobody real', errors=em.source, gate=f'{len(gate):,} other generated people (seed 200): weights from one half, margin from the other',
+    prior.card = dict(poses=f'{sum(map(len, train))} generated people (base and synth-v1 look, seeds 100 and 101), no photograph and nobody real', errors=em.source, gate=f'{len(gate):,} other generated people (seed 200): weights from one half, margin from the other and at least 0.1 (strangers differ from its own people)',
                       heldout=dict(people=len(held), what='generated people (seed 300) corrupted by the same errors, AP before and after', before=round(before, 4), after=round(after, 4)), training=prior.card.get('training'),
                       versions=versions(), licence='MIT', date=time.strftime('%Y-%m-%d'), made_by='make prior', limits='knows generated bodies; on people in unusual attitudes or cut-off pictures it should stay silent; adds no accuracy to keypoints that are right')
-    save_prior(prior, a.out)
+    save_prior(prior, a.out); write_atomic(a.out.with_suffix('.md'), card_text(prior.card))
     print(f'{a.out}: AP on held-out generated people {before:.3f} -> {after:.3f}, margin {prior.gate.margin}, {time.time() - start:.0f} s')
 
 

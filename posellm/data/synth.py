@@ -22,6 +22,7 @@ from ..core.errors import PoseError
 from ..core.files import read_json, sha256, write_atomic, write_json
 from ..core.paths import assets
 from ..core.rng import rng
+from ..core.workers import as_helper
 from .body import ACTIVITIES, SIDE, TRUNK
 from .render import develop, grey_tiles, hide_behind_room, jpeg, project, raster, shade, shadow_frame, shadow_map, soften_edges, tone_curve
 from .scene import STYLES, Stage, SynthConfig, build_stage
@@ -363,7 +364,7 @@ def _write_one(job: tuple) -> tuple:        # image record, annotations without 
 def _scenes(jobs, workers: int):
     "Results of `_write_one` in order, from one process or several."
     if workers <= 1: yield from map(_write_one, jobs); return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool: yield from pool.map(_write_one, jobs, chunksize=16)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=as_helper) as pool: yield from pool.map(_write_one, jobs, chunksize=16)
 
 def _part(seed, first, n_people, folder, config, workers, colour=True) -> tuple:      # images, annotations
     "Scenes from `first` on until `n_people` people with keypoints are labelled; people beyond the number are still labelled, so that no picture is half labelled."

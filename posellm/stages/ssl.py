@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import PoseError
+from ..core.files import write_atomic
 from ..core.log import log
 from ..core.run import Run
 from ..data.coco import limit_people, load_data
@@ -29,6 +30,8 @@ from .stage1 import ROLES, make_row, stage1_settings, start_model
 from ..train.fit import fit
 from ..train.recipe import Phase, deciding
 from ..train.resume import fingerprint
+from ..viz.brake import plot_brake
+from ..viz.canvas import to_png
 
 # %% ../../nbs/02_ssl.ipynb #de93fa2d
 SIZES = dict(tiny=(24, 12, 6), cpu=(800, 200, 200), mps=(800, 1000, 1500)) # labelled people, unlabelled images, steps
@@ -37,14 +40,14 @@ REAL, PASSES = (800, 5000), 30 # cards; passes over the unlabelled people
 def ssl_settings(
     cfg, # Preset
     n_unlabelled:int, # people
-    seed:int=0, method:str='mean-teacher', paths:str='', ssl_weight:float=-1., steps:int=0, lr:float=0.,
+    seed:int=0, method:str='mean-teacher', paths:str='', ssl_weight:float=-1., steps:int=0, lr:float=0., mask:float=-1., ramp:float=-1., exchange:bool=False,
 ): # SemiConfig
     "Settings of this chapter: the machine's from the preset, the method's from its notebook."
     _, _, f = stage1_settings(cfg, seed); last = f.phases[-1]
     steps = steps or (SIZES[cfg.name][2] if cfg.name in SIZES else max(100, PASSES*n_unlabelled//(f.batch*f.accumulate)))
     # the network has learned already: a fifth of the rate it learned with
     f = replace(f, phases=(Phase(method, lr or last.lr/5, steps=steps),), val_steps=max(1, steps//6), save_every=0, ema=f.ema if steps > 1000 else min(f.ema, .99), layer_decay=1.)
-    over = {} if ssl_weight < 0 else dict(weight=ssl_weight)
+    over = {k: v for k, v in (('weight', ssl_weight), ('mask', mask), ('ramp', ramp)) if v >= 0} | dict(exchange=exchange)
     if paths and method != 'supervised': over['paths'] = tuple(p.strip() for p in paths.split(','))
     return settings(method, f, **over)
 
@@ -60,7 +63,7 @@ def unlabelled_part(
     found = images_at(source, bool(unlabeled)) if source else None
     if found is None: # the rest of the train part
         rest = train.take_images([im['id'] for im in train.images if im['id'] not in set(labelled.image_id.tolist())])
-        found, source = (rest if len(rest) else train), 'train with its labels hidden'
+        found, source = (rest if len(rest) else train), 'train with its labels hidden' + ('' if len(rest) else ' (the labelled people themselves: there are no others)')
     if boxes == 'truth' and not len(found): raise PoseError('the unlabelled images have no boxes', file=source, field='boxes', found='truth', allowed='FILE.json, auto, a detector, whole', todo='choose where boxes come from')
     people = hide_labels(found) if boxes == 'truth' else box_people(found.images[:n], boxes, train.skeleton)
     people = some_images(people, n, seed); words = people.info.get('boxes_from', 'boxes of its annotations')
@@ -79,7 +82,8 @@ def ssl_people(
     posed = int((train.labelled.any(1) & ~train.iscrowd).sum())
     labelled = limit_people(train, n, seed) if n < posed else train
     people, words = unlabelled_part(cfg, data, labelled, train, m, unlabeled, boxes, seed)
-    if cfg.name in SIZES and not n_unlabeled and m < REAL[1]: log('ssl').info(f'preset {cfg.name}: {len(np.unique(people.image_id))} unlabelled images instead of {REAL[1]:,}')
+    want, got = n_unlabeled or REAL[1], len(np.unique(people.image_id))
+    if got < want: log('ssl').info(f'preset {cfg.name}: {got} unlabelled images instead of {want:,}')
     log('ssl').info(f'labelled: {min(n, posed)} of {posed} people of the train part; unlabelled: {len(people)} people, {words}')
     return labelled, people, words
 
@@ -105,7 +109,7 @@ def ssl_start(
 def run_ssl(
     cfg, # Preset
     run:Run, data:str='synth', seed:int=0, method:str='mean-teacher', n_labeled:int=0, n_unlabeled:int=0, unlabeled:str='', boxes:str='truth', weights='',
-    **over, # of ssl_settings: paths, ssl_weight, steps, lr
+    **over, # of ssl_settings: paths, ssl_weight, steps, lr, mask, ramp, exchange
 ): # (network, {name: History}, Semi of the student)
     "Learn from labelled and unlabelled people and leave weights, results and rows."
     parts, name, folder = data_of_run(run, cfg, data, seed); labelled, people, words = ssl_people(parts, cfg, data, seed, n_labeled, n_unlabeled, unlabeled, boxes)
@@ -113,6 +117,7 @@ def run_ssl(
     calib, reports = parts.get('calib'), {s: parts[s] for s in ('val', 'calib') if s in parts}
     if calib is not None: record_use(run.dir, calib, 'calibration', 'weights were chosen and the brake was measured on these people')
     c, yard = ssl_settings(cfg, len(people), seed, method, **over), ssl_settings(cfg, len(people), seed, 'supervised', **over)
+    if method != 'supervised': record_use(run.dir, people, 'fitting', 'learned from without labels')
     run.save_config(preset=cfg.to_dict(), start=start_words, unlabelled=words, spec=net.spec.to_dict(), seed=seed, training=deciding(c))
     inputs = ssl_inputs(c, path, folder, people)
     h0, j0 = fit_semi(net, labelled, None, calib, yard, run.dir/'supervised', run.resume, reports=reports); checks = j0.checks
@@ -120,7 +125,8 @@ def run_ssl(
     if method != 'supervised':
         student = again(net, first) if c.nets == 1 else Twin(again(net, first), again(net, first))
         histories[method], job = fit_semi(student, labelled, people, calib, c, run.dir, run.resume, yardstick=checks, reports=reports)
-    run.save_rows(ssl_rows(histories, net, name, seed, len(labelled), words)); kept = keep_better(run, histories, method)
+    run.save_rows(ssl_rows(histories, net, name, seed, len(labelled), words, 0 if calib is None else len(calib))); kept = keep_better(run, histories, method)
+    if job.cfg.paths: write_atomic(run.dir/'brake.png', to_png(plot_brake(histories[method].history, histories[method].stopped)))
     run.finish(inputs); log('ssl').info(kept)
     return (net if kept.startswith('supervised') else student), histories, job
 
@@ -133,14 +139,14 @@ def ssl_inputs(c, path, folder, people) -> dict:
     return dict(start=Path(path) if path and Path(path).is_file() else str(path), settings=deciding(c), unlabelled=fingerprint(people), **{s: Path(folder)/f'{s}.json' for s in ('train', 'val', 'calib')})
 
 # %% ../../nbs/02_ssl.ipynb #ef5ea0c5
-def ssl_rows(histories:dict, net, data:str, seed:int, n_labelled:int, words:str) -> list:
+def ssl_rows(histories:dict, net, data:str, seed:int, n_labelled:int, words:str, n_hidden:int=0) -> list:
     "Rows of the table: the start, the yardstick, the student; the one that is kept comes last."
     rows = []
     for who, h in order_of(histories):
         for r in h.rows:
             if r['row'] == 'unchanged' and rows and any(x['row'] == 'unchanged' and x['split'] == r['split'] for x in rows): continue
             d = make_row(dict(r, results=f"supervised/{r['results']}" if who == 'supervised' else r['results']), h, net, data, r['split'], ROLES[r['split']], seed, net.spec.name)
-            d['settings'].update(labelled=n_labelled, unlabelled=words if r['row'] not in ('supervised', 'unchanged') else None, stopped=h.stopped or None, best_step=h.best.get('step')); rows.append(d)
+            d['settings'].update(labelled=n_labelled, hidden=n_hidden, unlabelled=words if r['row'] not in ('supervised', 'unchanged') else None, stopped=h.stopped or None, best_step=h.best.get('step')); rows.append(d)
     return rows
 
 def order_of(histories:dict) -> list:

@@ -38,7 +38,7 @@ class Preset:
     n_train:int=20_000 # generated people to learn from
     n_val:int=2_000 # generated people held out
     n_calib:int=1_000 # generated people to choose and calibrate on, neither trained on nor reported
-    n_unlabeled:int=4_000 # generated images without labels
+    n_unlabeled:int=5_000 # generated images without labels
     n_show:int=12 # pictures in a figure
     source:str='planned'
 

@@ -33,6 +33,7 @@ from ..core.files import atomic_path, write_json
 from ..core.log import Progress, log, setup_log
 from ..core.paths import cache_root, runs_root
 from ..core.rng import rng, seed_all
+from ..core.workers import as_helper
 from ..data.crops import prefetch, store_hw, store_matrix, warp
 from ..data.scene import SynthConfig
 from ..data.synth import V1, make_scene
@@ -143,7 +144,7 @@ class Shards:
     def __init__(self, cfg, folder, workers:int=1, ahead:int=4):
         self.cfg, self.folder, self.workers, self.ahead, self.have, self.jobs = cfg, Path(folder), workers if not rank() else 0, ahead, {}, {}
         self.folder.mkdir(parents=True, exist_ok=True); self.waited = 0.
-        self.pool = ProcessPoolExecutor(workers, mp_context=get_context('spawn'), initializer=_polite) if self.workers else None
+        self.pool = ProcessPoolExecutor(workers, mp_context=get_context('spawn'), initializer=as_helper, initargs=(5,)) if self.workers else None
 
     def at(self, step:int) -> dict: # number -> arrays
         "The shards of a step, waiting for them where need be."
@@ -165,9 +166,6 @@ class Shards:
 
     def close(self):
         if self.pool: self.pool.shutdown(wait=True, cancel_futures=True)
-
-def _polite(): # rendering yields to learning where both want the processor
-    if hasattr(os, 'nice'): os.nice(5)
 
 # %% ../../nbs/train/09_pretrain.ipynb #c9860e00
 class ShardFeed(Feed):
