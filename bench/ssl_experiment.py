@@ -256,9 +256,9 @@ def table(a, records, compared, counts):
 
 def curves(a, records, compared):
     "Where the gain begins: against the number of labelled people (reported people, last weights kept) and against steps (hidden people, during training)."
-    fig = figure(9, 3.2); left_, right_ = fig.subplots(1, 2); names = list(dict.fromkeys(x for _, x in compared.by if method_of(x) != 'supervised'))
+    fig = figure(11, 3.4); left_, right_ = fig.subplots(1, 2); names = list(dict.fromkeys(x for _, x in compared.by if method_of(x) != 'supervised'))
     for i, x in enumerate(names):
-        at = sorted((n, d) for n, y in compared.by if y == x and (d := compared.versus(n, x, 'supervised')) is not None); ns = [n*(1 + .02*i) for n, _ in at]
+        at = sorted((n, d) for n, y in compared.by if y == x and (d := compared.versus(n, x, 'supervised')) is not None); ns = [n*1.03**i for n, _ in at]
         if at: left_.errorbar(ns, [100*d.value for _, d in at], [[100*(d.value - d.lo) for _, d in at], [100*(d.hi - d.value) for _, d in at]], fmt='o-', ms=4, lw=1.2, capsize=2, color=f'C{i}', label=x)
         seeds = [[l for l in r['history'] if l.get('delta') is not None] for r in compared.by.get((a.labelled[0], x), {}).values()]; seeds = [h for h in seeds if h]
         if not seeds: continue
@@ -268,12 +268,12 @@ def curves(a, records, compared):
     left_.set(xlabel='labelled people', title=f'reported people, {a.steps} steps'); right_.set(xlabel='step', title=f'hidden people, {a.labelled[0]} labelled (seeds)')
     for ax in (left_, right_):
         ax.axhline(0, color='#888888', lw=1); ax.set_ylabel('AP x 100, minus supervised'); ax.grid(alpha=.25); ax.title.set_fontsize(9)
-        if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=7)
-    left_.set_xticks(sorted(a.labelled), [str(n) for n in sorted(a.labelled)]); return to_png(fig)
+    if right_.get_legend_handles_labels()[0]: right_.legend(fontsize=7, loc='upper left', bbox_to_anchor=(1.01, 1), borderaxespad=0)
+    ns = sorted({n for n, x in compared.by if method_of(x) != 'supervised'}) or a.labelled; left_.set_xscale('log'); left_.minorticks_off(); left_.set_xticks(ns, [str(n) for n in ns]); left_.set_xlim(.8*ns[0], 1.4*ns[-1]); return to_png(fig)
 
 
 def val_pred(r, val): return Poses.from_results(r['results'], val)
-def command(a): return f'python bench/ssl_experiment.py --data {Path(a.data).name}{" --domain " + a.domain if a.domain else ""} --labelled {" ".join(map(str, a.labelled))} --unlabelled {a.unlabelled} --steps {a.steps}{f" --phase {a.phase}" if a.phase else ""} --batch {a.batch} --lr {a.lr} --hw {a.hw[0]} {a.hw[1]} --jobs {" ".join(a.jobs)} --seeds {" ".join(map(str, a.seeds))}' + (f' --once {" ".join(a.once)}' if a.once else '') + (f' --curve {" ".join(a.curve)}' if len(a.labelled) > 1 else '') + f' --start {Path(a.start).name}' + (f" --over '{a.over}'" if a.over != '{}' else '')
+def command(a): return f'python bench/ssl_experiment.py --data {Path(a.data).name}{" --domain " + a.domain if a.domain else ""} --labelled {" ".join(map(str, a.labelled))} --unlabelled {a.unlabelled} --steps {a.steps}{f" --phase {a.phase}" if a.phase else ""} --checks {a.checks} --batch {a.batch} --lr {a.lr} --hw {a.hw[0]} {a.hw[1]} --jobs {" ".join(a.jobs)} --seeds {" ".join(map(str, a.seeds))}' + (f' --once {" ".join(a.once)}' if a.once else '') + (f' --curve {" ".join(a.curve)}' if len(a.labelled) > 1 else '') + f' --start {Path(a.start).name}' + (f" --over '{a.over}'" if a.over != '{}' else '')
 
 
 def write(a, records, val, counts):
