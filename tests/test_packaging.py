@@ -72,7 +72,7 @@ def test_predict_works_outside_the_clone(installed, tmp_path):
             'cv2.imwrite("photo.jpg", (np.random.default_rng(0).random((240, 160, 3)) * 255).astype("uint8"))')
     run(installed / 'python', '-c', make, cwd=tmp_path)
     r = run(installed / 'posellm', 'predict', 'photo.jpg', '--weights', 'weights', '--out', 'out', cwd=tmp_path, TORCH_HOME=str(tmp_path), POSELLM_DATA=str(tmp_path))
-    assert '1 people in 1 images' in r.stdout and 'one person assumed' in r.stdout + r.stderr
+    assert '1 person in 1 image' in r.stdout and 'one person assumed' in r.stdout + r.stderr
     assert {p.name for p in (tmp_path / 'out').iterdir()} >= {'results.json', 'people.json', 'photo_pose.jpg'}
 
 
