@@ -11,7 +11,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 .PHONY: help install demo test test-slow fuzz lab docs bench ablation pretrain prior clean
 
 help:
-	@echo "make demo       train, evaluate and draw a pose model on generated people (about ten minutes on 2 CPU cores)"
+	@echo "make demo       train, evaluate and draw a pose model on generated people (7 to 15 minutes on 2 CPU cores)"
 	@echo "make test       everything that must hold: notebooks, tests, tree"
 	@echo "make install    only the environment      make lab     JupyterLab on the notebooks"
 	@echo "make test-slow  the slow tests            make fuzz    long property tests"

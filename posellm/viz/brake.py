@@ -6,6 +6,8 @@
 __all__ = ['plot_brake']
 
 # %% ../../nbs/viz/05_brake.ipynb #b55464be
+from textwrap import fill
+
 import numpy as np
 
 from .canvas import _empty, figure
@@ -29,5 +31,5 @@ def plot_brake(
         ax.set(xlabel='step', ylim=(0, 1.02), title=title)
         if ax.lines: ax.legend(fontsize=7)
     for ax in axes: ax.grid(alpha=.25); ax.title.set_fontsize(9)
-    if stopped: fig.suptitle(stopped, fontsize=8, color='#B22222')
+    if stopped: fig.set_figheight(3.); fig.suptitle(fill(stopped, round(14*width)), fontsize=8, color='#B22222')
     return fig
