@@ -65,7 +65,7 @@ class Semi(Fit):
         self.feed = SemiFeed(self.feed, store, self.cfg); self.yardstick, self.checks, self.audits, self.row_poses = dict(yardstick or {}), {}, {}, []
         if cfg.teacher == 'start': self.first = {k: v.detach().clone() for k, v in model.state_dict().items()}
         self.shard = None # the hidden people as the training sees people, cut when the first audit is due
-        if val is not None and cfg.paths and len(val) < ENOUGH: log('ssl').warning(f'the hidden shard has {len(val)} people: below {ENOUGH} only large drops are noticed')
+        if val is not None and cfg.paths and (n := len(hidden(self)[0])) < ENOUGH: log('ssl').warning(f'the hidden shard has {n} people: below {ENOUGH} only large drops are noticed')
 
 # %% ../../nbs/ssl/09_semi.ipynb #9553c3fe
 def run_net(self:Semi, x, which:int=0): # raw maps (B,K,H,W)
@@ -154,7 +154,7 @@ def compared(job) -> dict:
     pred, base = job.checks.get(job.step), at_step(job.yardstick, job.step)
     if pred is None or base is None: return {}
     d = against(hidden(job)[1], base, pred, job.cfg.level)
-    if job.cfg.paths and not any('detectable' in l for l in job.history): log('ssl').info(f"the smallest drop that the {len(hidden(job)[1])} hidden people would show at this check: {d['detectable']:.3f} AP")
+    if job.cfg.paths and not any('detectable' in l for l in job.history): log('ssl').info(f"the smallest drop that the {len(hidden(job)[0])} hidden people would show at this check: {d['detectable']:.3f} AP")
     return d
 
 # %% ../../nbs/ssl/09_semi.ipynb #2be77502
