@@ -62,18 +62,12 @@ def negative(picture, seed):
     return 255 - picture
 
 
-def drawing(picture, seed):
-    "Grey lines where the brightness changes, on white."
-    grey = cv2.GaussianBlur(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), (0, 0), 1.).astype(np.float32); edge = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
-    return cv2.merge([(255 - 3*edge).clip(0, 255).astype(np.uint8)]*3)
-
-
 def turned(picture, seed):
     "A camera that hangs upside down."
     return cv2.rotate(picture, cv2.ROTATE_180)
 
 
-DOMAINS = dict(thermal=thermal, negative=negative, drawing=drawing, turned=turned)
+DOMAINS = dict(thermal=thermal, negative=negative, turned=turned)
 
 
 def turn_people(p):

@@ -242,6 +242,14 @@ def test_being_audited_leaves_no_trace(start):
     held = {k: v.clone() for k, v in j.model.state_dict().items()}; j.audit(); assert j.model.training and all(torch.equal(v, held[k]) for k, v in j.model.state_dict().items())
 
 
+def test_the_switches_of_the_chapter_reach_the_method():
+    from posellm.stages.ssl import ssl_settings
+    from posellm.train.hardware import preset
+    cfg = preset('tiny'); s = ssl_settings(cfg, 20, method='multiaugs', ssl_weight=.25, mask=.4, ramp=.2, exchange=True); plain = ssl_settings(cfg, 20, method='mean-teacher')
+    assert (s.weight, s.mask, s.ramp, s.exchange) == (.25, .4, .2, True) and (plain.weight, plain.mask, plain.ramp, plain.exchange) == (.5, 0., .3, False)
+    with pytest.raises(PoseError, match='mask'): ssl_settings(cfg, 20, mask=1.5)
+
+
 def test_bad_settings_are_named():
     with pytest.raises(PoseError, match='multiaugs'): settings('multi', dot_config(2))
     with pytest.raises(PoseError, match='JO'): dot_config(2, paths=('JX',))

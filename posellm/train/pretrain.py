@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Pretrain', 'rank', 'world', 'agreed', 'picture_config', 'make_shard', 'coarsen', 'shard_file', 'write_shard',
-           'Shards', 'ShardFeed', 'Pretraining', 'pretrain', 'note', 'side_by_side', 'main', 'judge_on']
+           'Shards', 'ShardFeed', 'Pretraining', 'load', 'begin_with', 'same_settings', 'pretrain', 'note',
+           'side_by_side', 'main', 'judge_on']
 
 # %% ../../nbs/train/09_pretrain.ipynb #fe74922a
 import argparse
@@ -37,7 +38,7 @@ from ..core.workers import as_helper
 from ..data.crops import prefetch, store_hw, store_matrix, warp
 from ..data.scene import SynthConfig
 from ..data.synth import V1, make_scene
-from ..models.weights import find_weights, load_model, read_info, save_model
+from ..models.weights import load_weights, read_info, save_model
 from ..models.zoo import create_model, entry
 from ..pose.geometry import box_to_crop
 from ..pose.skeleton import get_skeleton
@@ -214,25 +215,28 @@ class Pretraining:
         save_checkpoint(self.dir/'last.ckpt', dict(step=self.step, seconds=self.seconds, model=self.model.state_dict(), ema=self.ema.state_dict(), optimizer=self.opt.state_dict(), config=_plain(self.cfg), begun=self.begun, before=self.before))
         with averaged(self.model, self.ema): save_model(self.model, self.dir, dict(step=self.step, samples=self.before['samples'] + self.step*self.cfg.batch, seconds=self.before['seconds'] + round(self.seconds), training=_plain(self.cfg), begun=self.begun))
 
-    def load(self, start=None):
-        "Go on from `last.ckpt`, or, with other settings, from the checkpoint `start` of another run, or from weights alone."
-        if start and Path(start).suffix != '.ckpt': return self.begin_with(start)
-        d = load_checkpoint(start or self.dir/'last.ckpt'); self.begun = d.get('begun', []) if not start else [*d.get('begun', []), dict(step=d['step'], training=d['config'])]
-        if not start: self.same_settings(d['config'])
-        self.model.load_state_dict(d['model']); self.ema.load_state_dict(d['ema']); self.opt.load_state_dict(d['optimizer']); self.step, self.seconds, self.before = d['step'], d['seconds'], d.get('before', self.before)
-
-    def begin_with(self, weights):
-        "The weights of a run, a file or a name; rate and optimizer begin anew, what those weights have seen is remembered."
-        net, m = load_model(weights), read_info(find_weights(weights))['meta']; self.model.load_state_dict(net.state_dict()); self.ema = Ema(self.model, self.cfg.ema)
-        self.before = {k: m.get(k, 0) for k in self.before}; self.begun = [*m.get('begun', []), dict(step=m.get('step', 0), training=m.get('training', {}))]
-
-    def same_settings(self, config):
-        "Refuse a checkpoint of other settings; only the number of steps may change."
-        had, have = ({k: v for k, v in c.items() if k != 'steps'} for c in (config, _plain(self.cfg)))
-        differ = [k for k in have if had.get(k) != have[k]]
-        if differ: raise PoseError('the run was begun with another setting', file=self.dir/'last.ckpt', field=differ[0], found=have[differ[0]], allowed=had.get(differ[0]), todo='give the same settings, or another folder')
-
 def _plain(cfg): return json.loads(json.dumps(asdict(cfg)))
+
+# %% ../../nbs/train/09_pretrain.ipynb #ed3a4890
+def load(self:Pretraining, start=None):
+    "Go on from `last.ckpt`, or, with other settings, from the checkpoint `start` of another run, or from weights alone."
+    if start and Path(start).suffix != '.ckpt': return self.begin_with(start)
+    d = load_checkpoint(start or self.dir/'last.ckpt'); self.begun = d.get('begun', []) if not start else [*d.get('begun', []), dict(step=d['step'], training=d['config'])]
+    if not start: self.same_settings(d['config'])
+    self.model.load_state_dict(d['model']); self.ema.load_state_dict(d['ema']); self.opt.load_state_dict(d['optimizer']); self.step, self.seconds, self.before = d['step'], d['seconds'], d.get('before', self.before)
+
+def begin_with(self:Pretraining, weights):
+    "The weights of a run, a file or a name; rate and optimizer begin anew, what those weights have seen is remembered."
+    m = read_info(weights)['meta']; spec = self.model.spec; load_weights(self.model, weights); self.model.spec = spec; self.ema = Ema(self.model, self.cfg.ema) # crops are those of this run
+    self.before = {k: m.get(k, 0) for k in self.before}; self.begun = [*m.get('begun', []), dict(step=m.get('step', 0), training=m.get('training', {}))]
+
+def same_settings(self:Pretraining, config):
+    "Refuse a checkpoint of other settings; only the number of steps may change."
+    had, have = ({k: v for k, v in c.items() if k != 'steps'} for c in (config, _plain(self.cfg)))
+    differ = [k for k in have if had.get(k) != have[k]]
+    if differ: raise PoseError('the run was begun with another setting', file=self.dir/'last.ckpt', field=differ[0], found=have[differ[0]], allowed=had.get(differ[0]), todo='give the same settings, or another folder')
+
+Pretraining.load, Pretraining.begin_with, Pretraining.same_settings = load, begin_with, same_settings
 
 # %% ../../nbs/train/09_pretrain.ipynb #3fef605b
 def pretrain(
