@@ -1339,7 +1339,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'posellm.explain.llm.Teller.many': ('explain/llm.html#teller.many', 'posellm/explain/llm.py'),
                                      'posellm.explain.llm.Told': ('explain/llm.html#told', 'posellm/explain/llm.py'),
                                      'posellm.explain.llm.Told.fallback': ('explain/llm.html#told.fallback', 'posellm/explain/llm.py'),
-                                     'posellm.explain.llm.Told.to_dict': ('explain/llm.html#told.to_dict', 'posellm/explain/llm.py'),
                                      'posellm.explain.llm._from_json': ('explain/llm.html#_from_json', 'posellm/explain/llm.py'),
                                      'posellm.explain.llm._instead': ('explain/llm.html#_instead', 'posellm/explain/llm.py'),
                                      'posellm.explain.llm._line': ('explain/llm.html#_line', 'posellm/explain/llm.py'),

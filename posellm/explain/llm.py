@@ -89,9 +89,6 @@ class Told:
     verified:Verified=None # what the model said, judged; None when it said nothing
     @property
     def fallback(self) -> bool: return self.text.by == 'writer' # the model's words could not be used
-    def to_dict(self) -> dict:
-        "Plain data for JSON."
-        return self.text.to_dict()
 
 def _line(x, n=160): return one_line(' '.join(str(x).split()))[:n] # what comes from a server may hold anything
 _alone = 'written without the language model: '
