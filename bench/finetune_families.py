@@ -98,7 +98,7 @@ def train(net, who, steps, lr, precision):
 
 
 def judged(net, val):
-    return evaluate(val, predict_poses(net, val[(val.num_keypoints > 0) & ~val.iscrowd]), boxes='ground-truth boxes')
+    return evaluate(val, predict_poses(net, val[val.posed]), boxes='ground-truth boxes')
 
 
 def likeness(ev): return best_of_person(ev)[0][ev.gt_counts[0]]  # OKS per person, who each have an image

@@ -27,7 +27,7 @@ from posellm.refine.learn import correlation, learn_members
 from posellm.refine.members import stack_people
 from posellm.refine.se import try_refiners, verdicts
 from posellm.refine.views import predict_views, views_as_member
-from posellm.stages.ensemble import look, posed
+from posellm.stages.ensemble import look
 from posellm.stages.stage1 import run_stage1
 from posellm.train.hardware import preset
 
@@ -113,7 +113,7 @@ def main():
     else: nets, folder = train_three(o.train, o.steps, o.run, o.hw) if o.train else {Path(w).name: load_model(w) for w in o.weights}, o.train
     o.calib, o.val = o.calib or folder, o.val or folder
     if not (nets and o.calib and o.val): ap.error('weights with --calib and --val, or --train FOLDER, or --small')
-    people = {s: posed(load_data(f, s, limit=o.limit or None)) for s, f in (('calib', o.calib), ('val', o.val))}; got = {s: look(nets, p) for s, p in people.items()}
+    people = {s: (p := load_data(f, s, limit=o.limit or None))[p.posed] for s, f in (('calib', o.calib), ('val', o.val))}; got = {s: look(nets, p) for s, p in people.items()}
     S = {s: stack_people(g[0], maps=list(g[1].values())) for s, g in got.items()}; T = people; out = [f"Members: {', '.join(f'{n} ({net.spec.name}, {net.spec.input_hw[0]}x{net.spec.input_hw[1]})' for n, net in nets.items())}. {len(T['calib'])} people to learn from, {len(T['val'])} reported, ground-truth boxes, flip test.", '']
     def part(title, lines): out.extend([f'## {title}', '', *lines, '']); print('\n'.join(out[-len(lines) - 3:]), flush=True)
     if 'rules' in o.parts or 'bad' in o.parts: rules_and_bad(S, T, got, part)

@@ -34,7 +34,7 @@ from posellm.train.predict import predict_poses
 
 
 def people(folder, split, most):
-    p = load_data(folder, split); p = p.take_images([im['id'] for im in p.images][:most]); return p[(p.num_keypoints > 0) & ~p.iscrowd]
+    p = load_data(folder, split); p = p.take_images([im['id'] for im in p.images][:most]); return p[p.posed]
 
 
 def hidden(truth, before, after, n=1000):

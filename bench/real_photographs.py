@@ -55,7 +55,7 @@ def judged(kept, key, truth, flip, make):
     file = kept / f'{key}.json'; about = kept / f'{key}.seconds'
     if not (file.is_file() and about.is_file()):
         t = time.perf_counter(); model = make(); seconds = time.perf_counter() - t
-        predict_poses(model, truth[(truth.num_keypoints > 0) & ~truth.iscrowd], flip=flip).save(file); write_json(about, seconds)
+        predict_poses(model, truth[truth.posed], flip=flip).save(file); write_json(about, seconds)
     ev = evaluate(truth, Poses.from_results(file, truth), boxes='ground-truth boxes'); ev.seconds = json.loads(about.read_text())
     print(f'{key:24} AP {ev.stats["AP"]:.3f}, {ev.seconds:.0f} s', flush=True); return ev
 

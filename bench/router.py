@@ -138,7 +138,7 @@ def main():
     parts, shapes, costs, prior = {}, {}, {}, load_prior()
     for name, split in (('calib', 'train'), ('heldout', 'val')):
         truth = load_data(folder, split)
-        people = truth[(truth.num_keypoints > 0) & ~truth.iscrowd][:a.people]
+        people = truth[truth.posed][:a.people]
         people = people.take_images(set(people.image_id.tolist()))
         got, shapes[name], costs[name] = kept(a.keep, name, nets, people)
         parts[name] = people, *got

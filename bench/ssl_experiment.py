@@ -48,9 +48,6 @@ from posellm.train.recipe import Phase, deciding, recipe
 from posellm.viz.canvas import figure, to_png
 
 
-def posed(p): return p[(p.num_keypoints > 0) & ~p.iscrowd]
-
-
 def thermal(picture, seed):
     "A picture as a simple thermal camera might give it: one channel, bright and dark exchanged, soft, noisy."
     g = np.random.default_rng(seed); grey = 255 - cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY).astype(np.float32); grey = cv2.GaussianBlur(grey, (0, 0), 1.2)
@@ -99,7 +96,7 @@ def generated(most, n_unlabelled, n_hidden, n_val, folder=None, domain=None):
 
 def cutter(people, order=None):
     "Function (a, b) -> people of the images that hold the a-th to b-th person with keypoints."
-    ids = np.array([im['id'] for im in people.images] if order is None else order); n = dict(zip(*np.unique(posed(people).image_id, return_counts=True))); count = np.cumsum([n.get(i, 0) for i in ids])
+    ids = np.array([im['id'] for im in people.images] if order is None else order); n = dict(zip(*np.unique(people[people.posed].image_id, return_counts=True))); count = np.cumsum([n.get(i, 0) for i in ids])
     return lambda a, b: people.take_images(ids[(count > a) & (count <= b)].tolist())
 
 
@@ -286,7 +283,7 @@ def main():
     a = p.parse_args(); setup_log(); jobs = planned(a); file = embedded(a.start) or Path(a.start); a.mark = sha256(file)[:8]
     where = lambda n, x, s: Path(a.work)/a.mark/f'{n}-labelled'/f'{x}-{s}' # other weights, other folders
     parts = generated(max(a.labelled), a.unlabelled, a.hidden, a.val, a.folder, a.domain) if a.data == 'synth' else photographs(a.data, max(a.labelled))
-    records = [r for j in jobs if (r := record(a, *j, where(*j)))]; some = parts(a.labelled[0]); counts = [len(some[1]), len(posed(some[2])), len(posed(some[3]))]; print(f'people: {len(posed(some[0]))} labelled, {counts[0]} unlabelled, {counts[1]} hidden, {counts[2]} reported', flush=True)
+    records = [r for j in jobs if (r := record(a, *j, where(*j)))]; some = parts(a.labelled[0]); counts = [len(some[1]), int(some[2].posed.sum()), int(some[3].posed.sum())]; print(f'people: {int(some[0].posed.sum())} labelled, {counts[0]} unlabelled, {counts[1]} hidden, {counts[2]} reported', flush=True)
     for k, (n, name, seed) in enumerate(jobs if not a.table else []):
         if any((r['labelled'], r['name'], r['seed']) == (n, name, seed) for r in records): continue
         print(f'job {k + 1} of {len(jobs)}: {name}, seed {seed}, {n} labelled; left: {left(a, jobs, records)}', flush=True)

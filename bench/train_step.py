@@ -96,7 +96,7 @@ def main():
     keep_pages(); spec = network(0).spec; precision = pick_precision('auto', pick_device('cpu'))
     with tempfile.TemporaryDirectory() as d:
         write_synth(d, 160, 64, 0, seed=5, config=V1); parts = {s: load_data(d, s) for s in ('train', 'val')}
-        learn = {s: p[(p.num_keypoints > 0) & ~p.iscrowd] for s, p in parts.items()}
+        learn = {s: p[p.posed] for s, p in parts.items()}
         feed, held = (Feed(sources_for(learn[s], spec, 1.5, 'cpu', cache=False), spec, settings(), 'cpu') for s in ('train', 'val'))
         hosts = [feed.host(BATCH*i) for i in range(a.steps)]
         first = {'plain': Plain(0, spec, feed), 'fp32': Ours(0, learn['train'], 'fp32'), precision: Ours(0, learn['train'], precision)}

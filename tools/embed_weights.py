@@ -26,7 +26,7 @@ NAME = 'posellm-synth-s'
 
 def measured(model, data, split='val'):
     "AP with its interval on people with their true boxes, and how many they are."
-    people = load_data(data, split); who = (people.num_keypoints > 0) & ~people.iscrowd
+    people = load_data(data, split); who = people.posed
     return bootstrap(evaluate(people, predict_poses(model, people[who]), boxes='ground-truth boxes')), int(who.sum()), len(people.images)
 
 

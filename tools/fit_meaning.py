@@ -36,7 +36,7 @@ RESULTS = root() / 'bench' / 'results'
 
 
 def people_of(folder, split, n):
-    p = load_data(folder, split); p = p[(p.num_keypoints > 0) & ~p.iscrowd][:n]; return p.take_images(set(p.image_id.tolist()))
+    p = load_data(folder, split); p = p[p.posed][:n]; return p.take_images(set(p.image_id.tolist()))
 
 
 def mirrored_images(model, people, finishing, meaning):

@@ -116,7 +116,7 @@ def ways_of(net, d, y, g):
 
 def ways_in(folder):
     "The same of the train part of a set of generated people."
-    p = load_data(folder, 'train'); p = p[(p.num_keypoints > 0) & ~p.iscrowd]
+    p = load_data(folder, 'train'); p = p[p.posed]
     if not len(p.extra) or 'joints3d' not in p.extra[0]: raise PoseError('not a set of generated people: its labels do not know the bodies', file=folder, todo='make one with chapter 00 (data synth)')
     if len(p) < 2000: raise PoseError('too few people to fix probabilities on', file=folder, found=len(p), allowed='2000 or more', todo='make a larger set, for example with posellm run --data synth -p n_train 7500')
     exact, states, _ = known_people(p); true = holds(exact, states) == 1

@@ -146,12 +146,12 @@ def _(t, p):
 
 @number("missing-images")
 def _(t, p):
-    have = np.unique(p.image_id); posed = np.unique(t.image_id[(t.num_keypoints > 0) & ~t.iscrowd]); here = np.isin(posed, have)
+    have = np.unique(p.image_id); posed = np.unique(t.image_id[t.posed]); here = np.isin(posed, have)
     return [(t.take_images(have), p, f"{(~here).sum()} of {len(posed)} images with people have no results: everybody there counts as missed", "results: image_id", "predict all images, or evaluate on those that were predicted")] if 0 < here.mean() < .98 else []
 
 @number("areas")
 def _(t, p):
-    wh = t.bbox[:, 2]*t.bbox[:, 3]; on = (t.num_keypoints > 0) & ~t.iscrowd & (wh > 0)
+    wh = t.bbox[:, 2]*t.bbox[:, 3]; on = t.posed & (wh > 0)
     if not on.any(): return []
     r = np.median(t.area[on]/wh[on]); words = "truth: area", "use mask areas in square pixels, else 0.53 x box"
     return [(replace(t, area=np.where(wh > 0, .53*wh, t.area)), p, f"the areas of the truth are {r:.2g} of their boxes: OKS is far too {'strict' if r < .53 else 'lenient'}", *words)] if r < .1 or r > 1.5 else []
@@ -213,7 +213,7 @@ def explain_results(
     except PoseError as e: return dict(truth=pair.truth_file, results=pair.results_file, ap=ap, stopped=reason or str(e), ap_corrected=None, steps=steps, left=[str(e)], people=0, images=0)
     t, p = pair.people, pair.pred; base = dict(truth=pair.truth_file, results=pair.results_file, ap=ap, stopped=reason, people=len(p), images=len(np.unique(p.image_id)))
     if t.skeleton.sigmas is None: return dict(**base, ap_corrected=None, steps=steps, left=[f"the skeleton {t.skeleton.name} has no OKS sigmas, so AP is not defined; use PCK"])
-    if not ((t.num_keypoints > 0) & ~t.iscrowd).any(): return dict(**base, ap_corrected=_ap(t, p), steps=steps, left=["nobody in the truth has labelled keypoints: AP is -1 whatever is predicted; give the file with keypoints"])
+    if not t.posed.any(): return dict(**base, ap_corrected=_ap(t, p), steps=steps, left=["nobody in the truth has labelled keypoints: AP is -1 whatever is predicted; give the file with keypoints"])
     if not len(p): return dict(**base, ap_corrected=0., steps=steps, left=["there are no results for the images of the truth"])
     more, t, p = _number_steps(t, p); end = _ap(t, p)
     return dict(**base, ap_corrected=end, steps=steps + more, left=_left(t, p) if end < .75 else [])

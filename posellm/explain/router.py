@@ -79,7 +79,7 @@ def oks_of(
 ) -> np.ndarray: # (N,) nan where nothing is labelled
     "OKS of each answer with its own person."
     if len(truth) != len(pred) or not np.array_equal(truth.image_id, pred.image_id): raise PoseError('answers and people are not in the same order', field='pred', found=f'{len(pred)} people', allowed=f'the {len(truth)} of the truth', todo='match them first')
-    i = np.arange(len(truth)); return np.where((truth.num_keypoints > 0) & ~truth.iscrowd, oks_pairs(truth, pred, i, i), np.nan)
+    i = np.arange(len(truth)); return np.where(truth.posed, oks_pairs(truth, pred, i, i), np.nan)
 
 def steps(oks) -> np.ndarray: # 0..1
     "Share of the thresholds .50, .55, …, .95 that are reached."

@@ -52,7 +52,7 @@ def only_people(
 # %% ../../nbs/metrics/03a_slices.ipynb #c803fd8e
 def scored(truth:Poses): # (N,)
     "People that count."
-    return (truth.num_keypoints > 0) & ~truth.iscrowd
+    return truth.posed
 
 def crowding(truth:Poses, least:float=.1): # (N,)
     "How many other people overlap each one's box."

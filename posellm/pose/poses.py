@@ -48,6 +48,10 @@ class Poses:
     def labelled(self) -> np.ndarray: # (N,K) bool
         "Which keypoints count: visibility above 0; for predictions all of them."
         return np.isfinite(self.xy).all(-1) if self.vis is None else self.vis > 0
+    @property
+    def posed(self) -> np.ndarray: # (N,) bool
+        "Who counts: people with a labelled keypoint who are no crowd. COCO ignores the others."
+        return (self.num_keypoints > 0) & ~self.iscrowd
     def __repr__(self):
         return f'Poses({len(self)} people in {len(self.images)} images, {self.skeleton.name}, {"truth" if self.vis is not None else "predictions"}{f", {self.file}" if self.file else ""})'
 

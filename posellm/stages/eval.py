@@ -53,7 +53,7 @@ def measure_row(
     truth, pred = load_row(row)
     ev = evaluate(truth, pred, boxes=f"{row.get('boxes')} boxes")
     ci = bootstrap(ev, n=resamples, seed=seed)
-    s, counted = ev.stats, (truth.num_keypoints > 0) & ~truth.iscrowd
+    s, counted = ev.stats, truth.posed
     keep = {k: row.get(k) for k in (*columns, 'series') if k in row}
     return {**keep, 'n_images': len(truth.images), 'n_people': int(counted.sum()), 'ap': s['AP'], 'ap_lo': ci.lo, 'ap_hi': ci.hi, 'ap50': s['AP50'], 'ap75': s['AP75'], 'ar': s['AR'], 'se': ci.se, 'notes': remarks(ev)}, ev
 

@@ -125,7 +125,7 @@ def run_ssl(
     if method != 'supervised':
         student = again(net, first) if c.nets == 1 else Twin(again(net, first), again(net, first))
         histories[method], job = fit_semi(student, labelled, people, calib, c, run.dir, run.resume, yardstick=checks, reports=reports)
-    run.save_rows(ssl_rows(histories, net, name, seed, len(labelled), words, 0 if calib is None else int((calib.labelled.any(1) & ~calib.iscrowd).sum()))); kept = keep_better(run, histories, method)
+    run.save_rows(ssl_rows(histories, net, name, seed, len(labelled), words, 0 if calib is None else int(calib.posed.sum()))); kept = keep_better(run, histories, method)
     if job.cfg.paths: write_atomic(run.dir/'brake.png', to_png(plot_brake(histories[method].history, histories[method].stopped)))
     run.finish(inputs); log('ssl').info(kept)
     return (net if kept.startswith('supervised') else student), histories, job

@@ -104,7 +104,7 @@ def make_row(r:dict, h, model, data, split, role, seed, net_name) -> dict:
 
 def on_training_people(model, people, run, h, data, seed, net_name) -> dict:
     "A row on the people that were trained on; its role says so."
-    pred = predict_poses(model, people[(people.num_keypoints > 0) & ~people.iscrowd], flip=h.rows[-1]['flip'])
+    pred = predict_poses(model, people[people.posed], flip=h.rows[-1]['flip'])
     pred.save(run.dir/'results_train.json')
     r = dict(row=h.rows[-1]['row'], flip=h.rows[-1]['flip'], results='results_train.json', train_seconds=h.seconds, people_per_s=pred.info['people_per_s'])
     return make_row(r, h, model, data, 'train', 'train', seed, net_name)

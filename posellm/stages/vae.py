@@ -38,7 +38,7 @@ def upstream_results(
     rows = {s: run.upstream(s) for s in ('val', 'calib') if s in parts}; got = {}
     if any(r is None for r in rows.values()):
         log('vae').warning('no earlier chapter left results for ' + ' and '.join(s for s, r in rows.items() if r is None) + ': true people with invented errors take their place, so nothing here says anything about a network')
-        em = published_errors(parts['val'].skeleton); got = {s: (parts[s], corrupt(parts[s][(parts[s].num_keypoints > 0) & ~parts[s].iscrowd], em, seed + i)[0]) for i, s in enumerate(rows)}
+        em = published_errors(parts['val'].skeleton); got = {s: (parts[s], corrupt(parts[s][parts[s].posed], em, seed + i)[0]) for i, s in enumerate(rows)}
         return got, {s: dict(boxes='ground truth') for s in rows}, True
     for s, r in rows.items(): got[s] = (parts[s], Poses.from_results(Path(r['folder'])/r['results'], truth=parts[s]))
     return got, rows, False
@@ -105,7 +105,7 @@ def run_vae(
     return prior, out
 
 def _spoiled(train, seed): # people of train with invented errors, where there is nobody to calibrate on
-    t = train[(train.num_keypoints > 0) & ~train.iscrowd]; return t, corrupt(t, published_errors(t.skeleton), seed)[0]
+    t = train[train.posed]; return t, corrupt(t, published_errors(t.skeleton), seed)[0]
 
 def vae_inputs(run, cfg, data, seed, poses, generated, learn) -> dict:
     "What decides the outcome of this chapter."

@@ -314,7 +314,7 @@ def judge_on(data): # function: network -> dict(ap)
     from posellm.data.coco import load_data
     from posellm.metrics.ap import evaluate
     from posellm.train.predict import predict_poses
-    val = load_data(data, 'val'); who = val[(val.num_keypoints > 0) & ~val.iscrowd]
+    val = load_data(data, 'val'); who = val[val.posed]
     return lambda net: dict(ap=round(float(evaluate(val, predict_poses(net, who)).stats['AP']), 4))
 
 #| hide
