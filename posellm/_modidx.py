@@ -1805,7 +1805,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'posellm/metrics/slices.py'),
                                         'posellm.metrics.slices.same_image_pairs': ( 'metrics/slices.html#same_image_pairs',
                                                                                      'posellm/metrics/slices.py'),
-                                        'posellm.metrics.slices.scored': ('metrics/slices.html#scored', 'posellm/metrics/slices.py'),
                                         'posellm.metrics.slices.search_slices': ( 'metrics/slices.html#search_slices',
                                                                                   'posellm/metrics/slices.py'),
                                         'posellm.metrics.slices.slice_table': ( 'metrics/slices.html#slice_table',

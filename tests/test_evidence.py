@@ -13,7 +13,7 @@ from posellm.metrics.benchmarks import aic_score, body_parts, box_numbers, crowd
 from posellm.metrics.calibration import Calibrator, Regions, box_sizes, calibrate_on, conformal, covered, isotonic, labelled_pairs, reliability
 from posellm.metrics.errors import fates, find_errors, gain_by_keypoint, gains, kinds, mend, remedies
 from posellm.metrics.oks import get_sigmas, make_people
-from posellm.metrics.slices import all_groups, only_people, people_groups, scored, slice_table
+from posellm.metrics.slices import all_groups, only_people, people_groups, slice_table
 from posellm.pose.poses import Poses, concat
 from posellm.pose.skeleton import get_skeleton
 from posellm.stages.eval import add_differences, handed_on
@@ -124,7 +124,7 @@ def test_every_prediction_and_keypoint_has_one_class(seed):
 # ------------------------------------------------------------------ slices
 def test_a_slice_of_everybody_is_everybody_and_a_bad_group_is_found():
     t, p = make_people(60, 3, COCO17), make_people(60, 3, COCO17, noise=1., predictions=True)
-    for groups in people_groups(t).values(): assert np.array_equal(sum(m.astype(int) for m in groups.values()), scored(t).astype(int))
+    for groups in people_groups(t).values(): assert np.array_equal(sum(m.astype(int) for m in groups.values()), t.posed.astype(int))
     assert evaluate(*only_people(t, p, np.ones(len(t), bool))).stats == evaluate(t, p).stats
     bad = t.area > 96**2
     rows = slice_table(evaluate(t, replace(p, xy=np.where(bad[:, None, None], t.xy + 2.5 * (p.xy - t.xy), p.xy))), all_groups(t), n=100)
@@ -234,7 +234,7 @@ def test_whole_body_parts_are_pycocotools_of_each_part():
         tp, pp = take_part(t, part), take_part(p, part)
         theirs = judge(replace(tp, extra=[], info={}).to_coco(), pp.to_results(), sigmas=tp.skeleton.sigmas).stats
         assert abs(got[part]['AP'] - theirs[0]) < 1e-12 and abs(got[part]['AR'] - theirs[5]) < 1e-12
-    assert evaluate(take_part(t, 'body'), take_part(replace(p, xy=t.xy)[scored(t)], 'body')).stats['AP'] == 1.
+    assert evaluate(take_part(t, 'body'), take_part(replace(p, xy=t.xy)[t.posed], 'body')).stats['AP'] == 1.
 
 
 # ------------------------------------------------------------------ the table of a run

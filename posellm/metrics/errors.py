@@ -14,7 +14,7 @@ import numpy as np
 from ..core.errors import unknown
 from .ap import evaluate
 from .oks import get_sigmas, keypoint_similarity, oks_pairs
-from .slices import only_people, owners, same_image_pairs, scored
+from .slices import only_people, owners, same_image_pairs
 from ..pose.poses import Poses
 
 # %% ../../nbs/metrics/04_errors.ipynb #7f38773e
@@ -80,14 +80,14 @@ def find_errors(
     "Sort every keypoint and every prediction by what is wrong with it."
     ev = evaluate(truth, pred, max_dets, sigmas, thresholds=[least], strict=False); sig = get_sigmas(truth.skeleton, sigmas)
     match, hit, counted = ev.match[0, 0], ev.hit[0, 0], ev.counted[0, 0]
-    oks = np.zeros(len(pred)); on = scored(truth)[ev.pairs.gt]; np.maximum.at(oks, ev.det[ev.pairs.det[on]], ev.pair_oks[on])
+    oks = np.zeros(len(pred)); on = truth.posed[ev.pairs.gt]; np.maximum.at(oks, ev.det[ev.pairs.det[on]], ev.pair_oks[on])
     person, fate = np.full(len(pred), -1), np.full(len(pred), fates.index('beyond'), np.int8)
     person[ev.det[hit]] = match[hit]
     fate[ev.det] = np.where(hit, 0, np.where(~counted, 3, np.where(oks[ev.det] >= least, 1, 2)))
     kind = np.full((len(pred), truth.K), -1, np.int8); m = np.flatnonzero(person >= 0)
     if len(m): kind[m] = classify_keypoints(truth, pred, m, person[m], (ev.det[ev.pairs.det], ev.pairs.gt), sig)
     found = np.zeros(len(truth), bool); found[person[m]] = True
-    return Errors(truth, pred, person, kind, fate, oks, scored(truth) & ~found, sig, max_dets)
+    return Errors(truth, pred, person, kind, fate, oks, truth.posed & ~found, sig, max_dets)
 
 # %% ../../nbs/metrics/04_errors.ipynb #40dbaa66
 remedies = ('miss', 'swap', 'inversion', 'jitter', 'scoring', 'duplicate', 'background', 'missed')
@@ -116,7 +116,7 @@ def rank_by_oks(truth, pred, max_dets=20, sigmas=None, least=.1) -> Poses:
 
 def find_oks(truth, pred, sigmas=None): # (M,)
     "Best OKS of each prediction with anybody who counts in its image."
-    p, t = same_image_pairs(pred.image_id, truth.image_id); on = scored(truth)[t]; p, t = p[on], t[on]
+    p, t = same_image_pairs(pred.image_id, truth.image_id); on = truth.posed[t]; p, t = p[on], t[on]
     out = np.zeros(len(pred)); np.maximum.at(out, p, oks_pairs(truth, pred, t, p, sigmas)); return out
 
 # %% ../../nbs/metrics/04_errors.ipynb #b7210b43
@@ -145,6 +145,6 @@ def errors_by_group(
     "Share of keypoints of each kind, and of people missed, group by group."
     out = []
     for name, mask in groups.items():
-        n = e.count(mask); total, people = sum(n[k] for k in kinds), int((np.asarray(mask) & scored(e.truth)).sum())
+        n = e.count(mask); total, people = sum(n[k] for k in kinds), int((np.asarray(mask) & e.truth.posed).sum())
         if people: out.append(dict(group=name, people=people, keypoints=total, **{k: n[k]/max(total, 1) for k in kinds}, missed=n['missed']/people))
     return out
