@@ -123,7 +123,7 @@ def relinked(
         at = lambda file: posixpath.normpath(posixpath.join(posixpath.dirname(file), target))
         to = pages.get(at(source)) or (at(page) if at(page) in pages.values() else None)
         return f"[{label}]({posixpath.relpath(to, posixpath.dirname(page) or '.')}{place})" if to else label
-    return re.sub(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]+\.(?:ipynb|md))(#[^)\s]*)?\)", link, text)
+    return re.sub(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]+\.(?!html)\w+)(#[^)\s]*)?\)", link, text)
 
 # %% ../../nbs/app/09_docs.ipynb #eb5ac336
 def _stage_notebooks(proc, stage, nbs, lib):
