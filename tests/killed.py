@@ -1,6 +1,6 @@
 """Trains a toy in children of this process, kills them with SIGKILL at random moments, lets the next one resume with another number of workers, and compares what comes out with a run that nobody disturbed.
 
-    python tests/killed.py FOLDER --kills 50 [--seed 0]        prints one line of JSON
+    python tests/killed.py FOLDER --kills 50 [--seed 0] [--method multiaugs]        with a method it learns from unlabelled people too; prints one line of JSON
 """
 import os
 
@@ -19,16 +19,21 @@ import torch  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parent))
 from test_fit import drawn, net, people, settings  # noqa: E402
 
+from posellm.ssl.methods import METHODS, settings as semi_settings  # noqa: E402
+from posellm.ssl.semi import fit_semi  # noqa: E402
+from posellm.ssl.toy import dot_config, dot_net, dot_people, draw_dots  # noqa: E402
+from posellm.ssl.twin import Twin  # noqa: E402
 from posellm.train import resume as resume_module  # noqa: E402
 from posellm.train.fit import Fit, fit  # noqa: E402
+from posellm.train.recipe import FitConfig  # noqa: E402
 from posellm.train.state import load_checkpoint  # noqa: E402
 
 TIMES = {'seconds', 'wait', 'time', 'train_seconds', 'people_per_s', 's_step', 'data_wait', 'mib'}  # of the clock, not of the computation
 
 
-def noisy(seed):
-    "The toy network with dropout, whose random numbers must not depend on the past."
-    m = net(seed); forward = m.forward
+def noisy(m):
+    "A toy network with dropout, whose random numbers must not depend on the past."
+    forward = m.forward
     m.forward = lambda x: forward(torch.nn.functional.dropout(x, .1, m.training))
     return m
 
@@ -39,9 +44,18 @@ def train(folder, cfg, tell, seed=0):
     def told(self, hosts): tell(b'.'); return step(self, hosts)
     def writing(*a): tell(b'w'); return write(*a)
     Fit.train_step, resume_module.save_checkpoint = told, writing
-    p = people(12); model = noisy(seed)
-    h = fit(model, p, people(5, seed=4), cfg, folder, resume=True, read=drawn, reports=dict(val=people(6, seed=3), calib=people(5, seed=4)))
+    model, h = (supervised if type(cfg) is FitConfig else semi)(folder, cfg, seed)
     torch.save(dict(model=model.state_dict(), last=load_checkpoint(folder/'last.ckpt'), history=h.history, rows=h.rows, best=h.best), folder/'final.pt')
+
+
+def supervised(folder, cfg, seed):
+    p = people(12); model = noisy(net(seed))
+    return model, fit(model, p, people(5, seed=4), cfg, folder, resume=True, read=drawn, reports=dict(val=people(6, seed=3), calib=people(5, seed=4)))
+
+
+def semi(folder, cfg, seed):
+    torch.manual_seed(seed); nets = [noisy(dot_net(seed + i)) for i in range(cfg.nets)]; model = nets[0] if cfg.nets == 1 else Twin(*nets); shard = dot_people(16, 2, .5)
+    return model, fit_semi(model, dot_people(12), dot_people(16, 1, .5), shard, cfg, folder, True, draw_dots, reports=dict(val=dot_people(6, 3, .5), calib=shard))[0]
 
 
 def child(folder, cfg, seed=0):
@@ -80,9 +94,9 @@ def differences(a, b, path=''):
 
 
 def main():
-    ap = argparse.ArgumentParser(); ap.add_argument('folder', type=Path); ap.add_argument('--kills', type=int, default=2); ap.add_argument('--seed', type=int, default=0); a = ap.parse_args()
+    ap = argparse.ArgumentParser(); ap.add_argument('folder', type=Path); ap.add_argument('--kills', type=int, default=2); ap.add_argument('--seed', type=int, default=0); ap.add_argument('--method', choices=list(METHODS)); a = ap.parse_args()
     torch.set_num_threads(1); gen = random.Random(a.seed)
-    cfg = settings((4, 8), batch=4, accumulate=2, val_steps=3, save_seconds=1e9)
+    same = dict(batch=4, accumulate=2, val_steps=3, save_seconds=1e9); cfg = semi_settings(a.method, dot_config(12, **same)) if a.method else settings((4, 8), **same)
     if wait(*child(a.folder/'whole', cfg)): raise SystemExit('the undisturbed run failed')
     kills, torn, runs, wrong = 0, 0, 0, []  # nothing is computed here before the last fork: a child of a process with threads may hang
     while kills < a.kills:

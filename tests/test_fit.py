@@ -75,6 +75,14 @@ def test_overfits_eight_people(tmp_path):
     assert np.allclose(predict_poses(again, p, flip=False, read=drawn, precision='fp32').xy, Poses.from_results(tmp_path/'results_phase2.json', p).xy, atol=1e-3)
 
 
+def test_training_that_harms_hands_on_its_start(tmp_path, caplog):
+    "Labels of other joints: whoever chooses the weights finds the start better, keeps it, and says so."
+    p = people(); wrong = replace(p, xy=np.roll(p.xy, 5, 1)); model = net(); before = state(model)
+    with caplog.at_level('WARNING'): h = fit(model, wrong, p, settings((0, 60), augment=Augment.none(), lr=(1., 5e-3), val_steps=60), tmp_path, read=drawn)
+    assert [l['step'] for l in h.history] == [0, 60] and h.history[1]['val_loss'] > h.history[0]['val_loss'] and h.best['step'] == 0
+    assert equal(state(model), before) and 'better than the start' in caplog.text and h.rows[-1]['ap'] == h.rows[0]['ap']
+
+
 class Killed(Exception): pass
 
 

@@ -10,9 +10,9 @@ import pytest
 HERE = Path(__file__).parent
 
 
-def killed(folder, kills, seed):
+def killed(folder, kills, seed, *more):
     env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(HERE.parent), os.environ.get('PYTHONPATH', '')]))
-    r = subprocess.run([sys.executable, str(HERE/'killed.py'), str(folder), '--kills', str(kills), '--seed', str(seed)], capture_output=True, text=True, timeout=3600, env=env)
+    r = subprocess.run([sys.executable, str(HERE/'killed.py'), str(folder), '--kills', str(kills), '--seed', str(seed), *more], capture_output=True, text=True, timeout=3600, env=env)
     assert r.returncode == 0, r.stderr[-3000:]
     return json.loads(r.stdout.strip().splitlines()[-1])
 
@@ -21,6 +21,20 @@ def killed(folder, kills, seed):
 def test_two_kills_change_nothing(tmp_path):
     d = killed(tmp_path, 2, 0)
     assert d['kills'] == 2 and d['differ'] == [], d
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='SIGKILL and fork are of Unix')
+def test_two_kills_change_nothing_where_unlabelled_people_teach(tmp_path):
+    d = killed(tmp_path, 2, 0, '--method', 'mean-teacher')
+    assert d['kills'] == 2 and d['differ'] == [], d
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='SIGKILL and fork are of Unix')
+@pytest.mark.parametrize('method', ['multiaugs-dual', 'mean-teacher', 'pseudo-label', 'supervised'])
+def test_twenty_kills_change_nothing_where_unlabelled_people_teach(tmp_path, method):
+    d = killed(tmp_path, 20, 2, '--method', method)
+    assert d['kills'] == 20 and d['differ'] == [], d
 
 
 @pytest.mark.slow

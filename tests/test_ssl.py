@@ -145,6 +145,17 @@ def test_every_method_runs_stops_anywhere_and_goes_on(method, start, tmp_path):
     assert passes(cfg)[0] == nets*(1 + len(cfg.paths))
 
 
+@pytest.mark.parametrize('method', ['pseudo-label', 'mean-teacher', 'multiaugs-dual'])
+def test_bf16_teaches_as_fp32_does(method, start, monkeypatch):
+    monkeypatch.setattr('posellm.train.device.has_bf16', lambda device='cpu': True) # emulated where the processor has none
+    few, many = dot_people(16), dot_people(32, 1, .5); ends = {}
+    for precision in ('fp32', 'bf16'): cfg = settings(method, dot_config(12, 1e-3, val_steps=4, precision=precision)); m = net_from(start, cfg.nets); h, j = fit_semi(m, few, many, None, cfg, read=draw_dots); ends[precision] = h.history, m.state_dict(), j.precision
+    (a, w, _), (b, v, used) = ends['fp32'], ends['bf16']; assert used == 'bf16' and len(a) == len(b) > 2 and all(t.dtype == torch.float32 for t in v.values() if t.is_floating_point())
+    assert any(not torch.equal(w[k], v[k]) for k in w) # the halves were used
+    for x, y in zip(a, b):
+        for k in ('sup', 'unsup', 'peak', 'background'): assert y[k] == pytest.approx(x[k], rel=.05, abs=.02), (k, x, y)
+
+
 def test_labelled_people_are_drawn_whoever_is_unlabelled(start):
     "Yardstick and student see the same labelled people in the same views; unlabelled ones follow a stream of their own."
     rows = lambda job: [[(v['rows'].tolist(), v['view'].M.tolist()) for v in job.feed.host(place)['labelled']] for place in range(3)]

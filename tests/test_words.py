@@ -350,7 +350,6 @@ def served(model, log_file):
         log.close()
 
 
-@pytest.mark.slow
 def test_transformers_serve(tmp_path):
     "A real OpenAI-compatible server on loopback, with a model made on the spot: it answers, its babble is dropped, the writer stands in."
     make_tiny(tmp_path / 'tiny')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAINT', 'SemiFeed', 'Semi', 'run_net', 'backward', 'unlabelled_pass', 'validate', 'check_in', 'by_keypoint', 'hidden',
-           'compared', 'audit', 'add_row', 'load', 'save_yardstick', 'load_yardstick', 'keep_best', 'restore_best',
+           'compared', 'audit', 'check_start', 'load', 'save_yardstick', 'load_yardstick', 'keep_best', 'restore_best',
            'fit_semi']
 
 # %% ../../nbs/ssl/09_semi.ipynb #c2f1a2bd
@@ -174,15 +174,12 @@ def audit(self:Semi, most:int=1000) -> Audit: # at most so many people
 Semi.audit = audit
 
 # %% ../../nbs/ssl/09_semi.ipynb #f32cf5af
-def add_row(self:Semi, name:str):
-    "A row of the table; at the beginning also the first candidate and, lacking a yardstick, the first comparison."
-    Fit.add_row(self, name)
-    if name != 'unchanged': return
+def check_start(self:Semi):
+    "The first candidate and, lacking a yardstick, the first comparison."
     if self.cfg.teacher == 'start' and self.dir is not None: save_checkpoint(self.dir/'start.ckpt', dict(model=self.first))
+    Fit.check_start(self)
     if self.val is None: return
-    d, pred = self.validate(self.cfg.val_flip); line = dict(step=0, epoch=0., phase='start', ap=d['ap'], val_loss=d['val_loss'])
-    self.best = dict(rank=[d['ap'], -d['val_loss']] if self.cfg.best == 'ap' else [-d['val_loss']], **line); self.history = [line]; self.keep_best()
-    if not self.yardstick: self.yardstick = {0: pred}
+    if not self.yardstick: self.yardstick = {0: self.checks[0]}
     if self.dir is not None and self.cfg.paths: save_yardstick(self.dir, self.yardstick)
 
 def load(self:Semi):
@@ -194,7 +191,7 @@ def load(self:Semi):
     if not self.cfg.paths: self.checks = {s: p for s, p in seen.items() if s <= self.step}; seen = {0: seen[0]} if 0 in seen else {}
     if not self.yardstick: self.yardstick = seen
 
-Semi.add_row, Semi.load = add_row, load
+Semi.check_start, Semi.load = check_start, load
 
 # %% ../../nbs/ssl/09_semi.ipynb #ecd427e1
 def save_yardstick(folder, yardstick:dict):

@@ -175,15 +175,28 @@ def add_row(self:Fit, name:str):
         log('train').info(f'{name}, {split}: AP (OKS .50:.95, {len(on.people)} people, ground-truth boxes, {"with" if flip else "no"} flip test) {d["ap"]:.3f}')
 
 @patch
+def check(self:Fit, line:dict) -> list: # rank of the present weights
+    "Validate into a line of history."
+    if self.val is None: return [float(self.step)]
+    d, _ = self.validate(self.cfg.val_flip); line.update({k: v for k, v in d.items() if k not in ('stats', 'people_per_s')})
+    return [d['ap'], -d['val_loss']] if self.cfg.best == 'ap' else [-d['val_loss']]
+
+@patch
+def consider(self:Fit, line:dict, rank:list):
+    "Keep the present weights when they are the best so far."
+    if self.best is None or rank > self.best['rank']: self.best = dict(rank=rank, **line); self.keep_best()
+
+@patch
+def check_start(self:Fit):
+    "The start is the first candidate: whoever fine-tunes never ends with weights that the people who choose find worse."
+    if self.val is None: return
+    line = dict(step=0, epoch=0., phase='start'); self.consider(line, self.check(line)); self.history = [line]
+
+@patch
 def check_in(self:Fit, journal, numbers:dict):
     "Validate, write a line of history, keep the weights when they are the best so far."
-    line = dict(step=self.step, epoch=self.step/self.epoch_steps, phase=self.cfg.phases[self.phase].name, **numbers)
-    if self.val is not None:
-        d, _ = self.validate(self.cfg.val_flip); line.update({k: v for k, v in d.items() if k not in ('stats', 'people_per_s')})
-        rank = [d['ap'], -d['val_loss']] if self.cfg.best == 'ap' else [-d['val_loss']]
-    else: rank = [float(self.step)]
-    journal.line(line); self.history = journal.history; self.trips = 0
-    if self.best is None or rank > self.best['rank']: self.best = dict(rank=rank, **line); self.keep_best()
+    line = dict(step=self.step, epoch=self.step/self.epoch_steps, phase=self.cfg.phases[self.phase].name, **numbers); rank = self.check(line)
+    journal.line(line); self.history = journal.history; self.trips = 0; self.consider(line, rank)
 
 # %% ../../nbs/train/08_fit.ipynb #604bae5e
 @patch
@@ -243,8 +256,9 @@ def run_fit(job, resume:bool=False) -> History: # job: Fit, or a kin of it with 
     with torch.random.fork_rng(devices=[]), one_cv2_thread(), memory_said(job.cfg.batch), asked_to_stop() as stop:
         if job.dir is not None: sweep(job.dir)
         if resume and (job.dir/'last.ckpt').is_file(): job.load()
-        if job.step == 0 and not job.rows: job.add_row('unchanged')
+        if job.step == 0 and not job.rows: job.add_row('unchanged'); job.check_start()
         with closing(Journal(job.dir, job.cfg.loggers, job.history, job.step, deciding(job.cfg))) as journal: job.loop(journal, stop)
+        if job.val is not None and job.step and job.best['step'] == 0: log('train').warning(f'no check in {job.step} steps was better than the start, whose weights are kept')
         job.restore_best(); last = job.cfg.phases[-1].name
         if not any(r['row'] == last for r in job.rows): job.ema = None; job.add_row(last)
     return History(job.rows, job.history, {k: v for k, v in (job.best or {}).items() if k != 'rank'}, job.seconds, job.step, peak_mib(job.device), job.stopped)

@@ -65,7 +65,7 @@ def plot_history(
         ax.set(xlabel=x, ylabel=label); ax.grid(alpha=.25)
         if len(names) > 1: ax.legend(fontsize=7)
         for a, b in zip(rows, rows[1:]):
-            if a.get("phase") != b.get("phase"): ax.axvline((a[x] + b[x]) / 2, color="#888888", ls=":", lw=1)
+            if a.get("phase") not in (b.get("phase"), "start"): ax.axvline((a[x] + b[x]) / 2, color="#888888", ls=":", lw=1)
     if title: fig.suptitle(_plain(title), fontsize=10)
     return fig
 
