@@ -3,21 +3,23 @@
     python bench/ssl_experiment.py --domain negative --phase 400 --labelled 100 50 200 --steps 1500 --jobs supervised multiaugs multiaugs-dual supervised@multiaugs --seeds 0 1 2 --once pseudo-label posecons posedual mean-teacher --curve supervised multiaugs
 
 Generated people (default): the start has seen people of the generator's base look; labelled, unlabelled, hidden and reported people come from synth-v1,
-whose look is another. With --data coco_subset the people are real photographs: labelled = part of train2017, unlabelled = its rest, extra2017 and, where
+whose look is another, or with --people easy from the first look of bench/finetune_families.py: one grown person in a picture, upright, whole, standing or walking. With --data coco_subset the people are real photographs: labelled = part of train2017, unlabelled = its rest, extra2017 and, where
 the folder is beside it, lspet (boxes around the keypoints; the keypoints themselves are not used).
 A job is one method, one seed and one number of labelled people. --jobs run with every seed and --once with the first, both with the first number of --labelled; --curve runs with the other
 numbers too (first seed). supervised@NAME trains as long as NAME's passes allow (equal compute: a training pass counts three times an inference pass, whatever else the machine does meanwhile).
 NAME+WORD is NAME with settings of its own in --over, e.g. {"multiaugs+sure": {"mask": 0.5}}. Every method gets the same batches of labelled people, learning rate, schedule, augmentation and choice of weights.
-Killed anywhere, the same command goes on at the last saved step and comes to the same weights; finished jobs are kept. After each job OUT.md (bench/results/ssl_experiment.md), OUT.json and OUT.png (gain against labelled people and against steps) are
+Killed anywhere, the same command goes on at the last saved step and comes to the same weights; finished jobs are kept. Started twice at a time, it shares the jobs (one process a core; Unix). After each job OUT.md (bench/results/ssl_experiment.md), OUT.json and OUT.png (gain against labelled people and against steps) are
 written anew. AP is COCO's with true boxes and the flip test, on people that neither trained nor chose weights; differences are paired over images, and averaged over seeds within each resample.
 """
 import argparse
+import fcntl
 import gc
 import json
 import os
 import shutil
 import platform
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +33,7 @@ from posellm.core.files import read_json, sha256, write_atomic, write_json
 from posellm.core.log import setup_log
 from posellm.core.paths import data_root
 from posellm.data.coco import load_data
-from posellm.data.synth import synth_v1
+from posellm.data.synth import synth_v1, write_synth
 from posellm.metrics.ap import evaluate
 from posellm.metrics.stats import difference_of, draw_images, resample
 from posellm.models.weights import embedded
@@ -85,11 +87,14 @@ def seen_as(people, folder, how):
     return replace(turn_people(people) if how == 'turned' else people, images=out)
 
 
-def generated(most, n_unlabelled, n_hidden, n_val, folder=None, domain=None):
-    "Function n -> labelled, unlabelled, hidden and reported people of synth-v1 (of `folder`, when it has been written already): the labelled ones are the first n of `most`, the others do not depend on n."
-    made = Path(folder) if folder else data_root()/'synth'/f'ssl-{most}-{n_unlabelled}-{n_hidden}-{n_val}'
+def generated(most, n_unlabelled, n_hidden, n_val, folder=None, domain=None, kind='v1'):
+    "Function n -> labelled, unlabelled, hidden and reported people (of `folder`, when it has been written already): the labelled ones are the first n of `most`, the others do not depend on n."
+    made = Path(folder) if folder else data_root()/'synth'/f'ssl-{"" if kind == "v1" else kind + "-"}{most}-{n_unlabelled}-{n_hidden}-{n_val}'
     if not folder and not (made/'done.json').is_file():
-        shutil.rmtree(made, ignore_errors=True); synth_v1().write(made, len(os.sched_getaffinity(0)), most + n_unlabelled + n_hidden, n_val, 0); write_json(made/'done.json', {})
+        shutil.rmtree(made, ignore_errors=True); n, cores = most + n_unlabelled + n_hidden, len(os.sched_getaffinity(0))
+        if kind == 'v1': synth_v1().write(made, cores, n, n_val, 0)
+        else: from finetune_families import FIRST; write_synth(made, n, n_val, 0, seed=80, config=FIRST, workers=cores)
+        write_json(made/'done.json', {})
     train, val = (load_data(made, s, images=False) for s in ('train', 'val')); cut, end = cutter(train), most + n_hidden; rest = hide_labels(cut(end, end + n_unlabelled)), cut(most, end), cutter(val)(0, n_val); other = lambda p, k: seen_as(p, made/f'{domain}-{k}', domain)
     rest = [other(p, k) for p, k in zip(rest, ('train', 'train', 'val'))]; return lambda n: (other(cut(0, n), 'train'), *rest)
 
@@ -134,13 +139,24 @@ def start_nets(a, cfg, starts):
     return nets[0] if cfg.nets == 1 else Twin(*nets)
 
 
+@contextmanager
+def mine(folder, wait=False):
+    "True where no other process works in this folder; held until the end of the block, or of the process."
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder/'.lock', 'w') as f:
+        try: fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)); got = True
+        except BlockingIOError: got = False
+        yield got
+
+
 def first_phase(a, seed, parts, folder):
     "Weights that jobs of this seed begin with: those of --start, or of a supervised phase from there, which is trained once and shared."
     if not a.phase: return a.start
-    if not (folder/'done.json').is_file():
+    with mine(folder, wait=True):
+        if (folder/'done.json').is_file(): return folder/'model.safetensors'
         cfg = config(a, 'supervised', a.phase, seed); model = start_nets(a, cfg, [a.start]); history, _ = fit_semi(model, parts[0], None, parts[2], cfg, folder, resume=True, reports=dict(val=parts[3]))
         write_json(folder/'done.json', dict(ap=history.rows[-1]['ap'], start_ap=history.rows[0]['ap'], seconds=history.seconds, best_step=history.best['step']))
-    return folder/'model.safetensors'
+        return folder/'model.safetensors'
 
 
 def method_of(name): return name.split('@')[0].split('+')[0]
@@ -180,7 +196,7 @@ def job(a, n, name, seed, parts, folder):
     return record(a, n, name, seed, folder)
 
 
-def about(a, cfg): return dict(deciding(cfg), hw=list(a.hw), start=a.start, data=Path(a.data).name, domain=a.domain, unlabelled=None, counts=[max(a.labelled), a.unlabelled, a.hidden, a.val], **(dict(phase=a.phase) if a.phase else {})) # what must agree for a finished job to be kept
+def about(a, cfg): return dict(deciding(cfg), hw=list(a.hw), start=a.start, data=Path(a.data).name, domain=a.domain, unlabelled=None, counts=[max(a.labelled), a.unlabelled, a.hidden, a.val], **(dict(phase=a.phase) if a.phase else {}), **(dict(people=a.people) if a.people != 'v1' else {})) # what must agree for a finished job to be kept
 
 
 def record(a, n, name, seed, folder):
@@ -233,7 +249,7 @@ def table(a, records, compared, counts):
     def show(n, name, base): # and of how many seeds, where fewer than the row's
         d = compared.versus(n, name, base); both = set(compared.by[n, name]) & set(compared.by.get((n, base), {})); few = f', {len(both)} seed{"s"*(len(both) > 1)}' if d and len(both) < len(compared.by[n, name]) else ''
         return '-' if d is None else f'{100*d.value:+.1f} ({100*d.lo:+.1f} to {100*d.hi:+.1f}{few})'
-    out = [f'# Unlabelled images: {"generated people" + (f", {a.domain} pictures" if a.domain else "") if a.data == "synth" else Path(a.data).name}', '', f'{time.strftime("%Y-%m-%d")}, {processor()}, machine shared with other work, {torch.get_num_threads()} thread{"s"*(torch.get_num_threads() > 1)}, Python {platform.python_version()}.',
+    out = [f'# Unlabelled images: {"easy "*(a.people == "easy") + "generated people" + (f", {a.domain} pictures" if a.domain else "") if a.data == "synth" else Path(a.data).name}', '', f'{time.strftime("%Y-%m-%d")}, {processor()}, machine shared with other work, {torch.get_num_threads()} thread{"s"*(torch.get_num_threads() > 1)}, Python {platform.python_version()}.',
            f'`{command(a)}`', '', f'{counts[0]} unlabelled, {counts[1]} hidden (choose the weights, feed the brake; they count as labels used), {counts[2]} reported people. Network posellm-s at {a.hw[0]}x{a.hw[1]}, batch {a.batch} + {a.batch}, learning rate {a.lr}, start: {a.start_note}, {a.mark}{f", then {a.phase} supervised steps on the labelled people" if a.phase else ""}.', '',
            f'AP x 100 (OKS .50:.95, true boxes, flip test); mean over seeds; differences paired over images (95 %, 1,000 resamples), averaged over seeds. {sum(r["seconds"] for r in records)/3600:.1f} hours of training in all, one thread each. Equal compute: against supervised training of as many passes (a training pass counts three inference passes). Best: step of the kept weights.', '',
            '| labelled | method | seeds | steps | seconds | AP (95 %) | each seed | best | minus supervised, equal steps | minus supervised, equal compute | peak MiB |', '|---|---|---|---|---|---|---|---|---|---|---|',
@@ -264,7 +280,7 @@ def curves(a, records, compared):
 
 
 def val_pred(r, val): return Poses.from_results(r['results'], val)
-def command(a): return f'python bench/ssl_experiment.py --data {Path(a.data).name}{" --domain " + a.domain if a.domain else ""} --labelled {" ".join(map(str, a.labelled))} --unlabelled {a.unlabelled} --steps {a.steps}{f" --phase {a.phase}" if a.phase else ""} --checks {a.checks} --batch {a.batch} --lr {a.lr} --hw {a.hw[0]} {a.hw[1]} --jobs {" ".join(a.jobs)} --seeds {" ".join(map(str, a.seeds))}' + (f' --once {" ".join(a.once)}' if a.once else '') + (f' --curve {" ".join(a.curve)}' if len(a.labelled) > 1 else '') + f' --start {Path(a.start).name}' + (f" --over '{a.over}'" if a.over != '{}' else '')
+def command(a): return f'python bench/ssl_experiment.py --data {Path(a.data).name}{" --people " + a.people if a.people != "v1" else ""}{" --domain " + a.domain if a.domain else ""} --labelled {" ".join(map(str, a.labelled))} --unlabelled {a.unlabelled} --steps {a.steps}{f" --phase {a.phase}" if a.phase else ""} --checks {a.checks} --batch {a.batch} --lr {a.lr} --hw {a.hw[0]} {a.hw[1]} --jobs {" ".join(a.jobs)} --seeds {" ".join(map(str, a.seeds))}' + (f' --once {" ".join(a.once)}' if a.once else '') + (f' --curve {" ".join(a.curve)}' if len(a.labelled) > 1 else '') + f' --start {Path(a.start).name}' + (f" --over '{a.over}'" if a.over != '{}' else '')
 
 
 def write(a, records, val, counts):
@@ -275,20 +291,27 @@ def write(a, records, val, counts):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--data', default='synth'); p.add_argument('--domain', choices=list(DOMAINS), help='pictures of the generated people as another camera gives them, which the start never saw'); p.add_argument('--folder', help='synth-v1 as it was written before'); p.add_argument('--start', default='posellm-synth-s'); p.add_argument('--start-note', default='the weights in the package (posellm-synth-s), trained on generated people of the base look'); p.add_argument('--out', default='bench/results/ssl_experiment'); p.add_argument('--work', default='/tmp/posellm-ssl')
+    p.add_argument('--data', default='synth'); p.add_argument('--domain', choices=list(DOMAINS), help='pictures of the generated people as another camera gives them, which the start never saw'); p.add_argument('--people', choices=['v1', 'easy'], default='v1', help='which generated people'); p.add_argument('--folder', help='these people as they were written before'); p.add_argument('--start', default='posellm-synth-s'); p.add_argument('--start-note', default='the weights in the package (posellm-synth-s), trained on generated people of the base look'); p.add_argument('--out', default='bench/results/ssl_experiment'); p.add_argument('--work', default='/tmp/posellm-ssl')
     p.add_argument('--labelled', type=int, nargs='+', default=[100]); p.add_argument('--unlabelled', type=int, default=2000); p.add_argument('--hidden', type=int, default=300); p.add_argument('--val', type=int, default=1000)
     p.add_argument('--steps', type=int, default=1500); p.add_argument('--phase', type=int, default=0, metavar='STEPS', help='a supervised phase of so many steps on the labelled people comes first; every job, the supervised one too, goes on from its weights'); p.add_argument('--batch', type=int, default=16); p.add_argument('--lr', type=float, default=1e-3); p.add_argument('--ema', type=float, default=.995); p.add_argument('--checks', type=int, default=10)
     p.add_argument('--hw', type=int, nargs=2, default=(128, 96)); p.add_argument('--jobs', nargs='+', default=['supervised', 'multiaugs', 'supervised@multiaugs']); p.add_argument('--once', nargs='*', default=[]); p.add_argument('--curve', nargs='*', default=['supervised', 'multiaugs']); p.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     p.add_argument('--over', default='{"patience": 0}', help='JSON: fields of SemiConfig, for all or by job: {"patience": 0, "mean-teacher": {"mask": 0.5}}'); p.add_argument('--table', action='store_true', help='only write table and picture from the jobs that are finished')
     a = p.parse_args(); setup_log(); jobs = planned(a); file = embedded(a.start) or Path(a.start); a.mark = sha256(file)[:8]
     where = lambda n, x, s: Path(a.work)/a.mark/f'{n}-labelled'/f'{x}-{s}' # other weights, other folders
-    parts = generated(max(a.labelled), a.unlabelled, a.hidden, a.val, a.folder, a.domain) if a.data == 'synth' else photographs(a.data, max(a.labelled))
+    parts = generated(max(a.labelled), a.unlabelled, a.hidden, a.val, a.folder, a.domain, a.people) if a.data == 'synth' else photographs(a.data, max(a.labelled))
     records = [r for j in jobs if (r := record(a, *j, where(*j)))]; some = parts(a.labelled[0]); counts = [len(some[1]), int(some[2].posed.sum()), int(some[3].posed.sum())]; print(f'people: {int(some[0].posed.sum())} labelled, {counts[0]} unlabelled, {counts[1]} hidden, {counts[2]} reported', flush=True)
-    for k, (n, name, seed) in enumerate(jobs if not a.table else []):
-        if any((r['labelled'], r['name'], r['seed']) == (n, name, seed) for r in records): continue
-        print(f'job {k + 1} of {len(jobs)}: {name}, seed {seed}, {n} labelled; left: {left(a, jobs, records)}', flush=True)
-        r = job(a, n, name, seed, parts(n), where(n, name, seed)); records.append(r); write(a, records, some[3], counts)
-        print(f"{name}, seed {seed}, {n} labelled: AP {r['ap']:.3f} after {r['steps']} steps, {r['seconds']:.0f} s, best at {r['best_step']}{'; ' + r['stopped'] if r['stopped'] else ''}; {now_mib():.0f} MiB now", flush=True)
+    while not a.table:
+        records = [r for j in jobs if (r := record(a, *j, where(*j)))]; done = {(r['labelled'], r['name'], r['seed']) for r in records}; todo = [j for j in jobs if j not in done]; did = False
+        if not todo: break
+        for n, name, seed in todo:
+            if name != 'supervised' and (n, 'supervised', seed) not in done: continue # its yardstick is being trained by another process
+            with mine(where(n, name, seed)) as free:
+                if not free or record(a, n, name, seed, where(n, name, seed)): continue
+                print(f'{len(jobs) - len(todo)} of {len(jobs)} jobs done; {name}, seed {seed}, {n} labelled; left: {left(a, jobs, records)}', flush=True)
+                r = job(a, n, name, seed, parts(n), where(n, name, seed)); did = True
+            print(f"{name}, seed {seed}, {n} labelled: AP {r['ap']:.3f} after {r['steps']} steps, {r['seconds']:.0f} s, best at {r['best_step']}{'; ' + r['stopped'] if r['stopped'] else ''}; {now_mib():.0f} MiB now", flush=True)
+            write(a, [r for j in jobs if (r := record(a, *j, where(*j)))], some[3], counts); break
+        if not did: time.sleep(10)
     if records: write(a, records, some[3], counts); print(Path(a.out).with_suffix('.md').read_text())
 
 
