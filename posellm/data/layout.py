@@ -71,6 +71,8 @@ def find_images(
     places = [f"{a}{b}{c}" for b in dict.fromkeys((word, split, long)) for a in ("", "images/") for c in ("", "/data", "/images")]
     for p in [*places, "raw", "images", "data", "imgs", ""]:
         if _has_images(root/p): return root/p
+    for p in places: # images in folders of their own, one for each camera or video
+        if any(_has_images(d) for d, _ in zip(sorted((root/p).glob("*/")), range(100))): return root/p
     return Path(file).parent if _has_images(Path(file).parent) else root/"images" if (root/"images").is_dir() else root
 
 def find_layout(
