@@ -6,6 +6,7 @@
 __all__ = ['Json', 'people_of', 'results_of', 'llm_writer', 'explain', 'register']
 
 # %% ../../nbs/app/05a_cli_words.ipynb #96faf365
+import os
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -17,28 +18,38 @@ from ..core.files import read_json
 # %% ../../nbs/app/05a_cli_words.ipynb #51fe6d46
 Json = Annotated[bool, typer.Option('--json', help='Print one JSON object on stdout.')]
 
-def _known_images(folder) -> dict: # number -> name, file name -> name
+def _images_in(folder) -> list: # names
     from posellm.app.estimator import images_known
-    files = {f.name: f.name for f in sorted(Path(folder).iterdir()) if f.suffix.lower() in images_known} if Path(folder).is_dir() else {}
-    if not files: raise PoseError('no images in this folder', file=folder, allowed=' '.join(images_known), todo='give the folder of the images with --images')
-    return files | {int(tail): n for n in files if (tail := Path(n).stem.rsplit('_', 1)[-1]).isdigit()}
+    names = [f.name for f in sorted(Path(folder).iterdir()) if f.suffix.lower() in images_known] if Path(folder).is_dir() else []
+    if not names: raise PoseError('no images in this folder', file=folder, allowed=' '.join(images_known), todo='give the folder of the images with --images')
+    return names
+
+def _by_number(names) -> dict: # image id -> name
+    "Names by the number they end in, as COCO's do; a number that two of them end in tells neither."
+    numbers = {}
+    for n in names:
+        tail = Path(n).stem.rsplit('_', 1)[-1]
+        if tail.isdecimal(): numbers[int(tail)] = None if int(tail) in numbers else n
+    return numbers
 
 def people_of(
     results, images, # COCO results or annotation file; folder
     truth=None, # COCO annotation file: its images and skeleton are used
 ): # Poses whose images have a `path`
-    "The people of a file, with the files of their images."
+    "The people of a file, with the files of their images: by the names that an annotation file or `images.json` gives, and only where none does by number."
+    from posellm.data.layout import locate_files
     from posellm.pose.poses import Poses
     d, beside = read_json(results, 'a COCO file'), Path(results).with_name('images.json')
     if isinstance(d, dict): p = Poses.from_coco(d | {}, file=str(results))
     else: p = Poses.from_results(d, Poses.from_coco(truth) if truth else None, file=str(results))
-    if not truth and not isinstance(d, dict) and beside.is_file(): p.images = read_json(beside, 'images.json')
-    known, named = _known_images(images), {n for n in p.image_id.tolist()}
-    for im in p.images:
-        name = known.get(Path(str(im['file_name'])).name) or known.get(im['id'])
-        if name: im['path'] = str(Path(images)/name); im['file_name'] = name
-    lost = [im['file_name'] for im in p.images if im['id'] in named and 'path' not in im]
-    if lost and len(lost) == len({im['id'] for im in p.images} & named): raise PoseError('none of the images is in this folder', file=images, found=', '.join(sorted(known, key=str)[:3] if not known else [str(k) for k in list(known)[:3]]), allowed=', '.join(map(str, lost[:3])), todo='give the folder with --images, and the annotation file that names them with --truth')
+    named = bool(truth) or isinstance(d, dict) or beside.is_file()
+    if not truth and not isinstance(d, dict) and named: p.images = read_json(beside, 'images.json')
+    names, used = _images_in(images), set(p.image_id.tolist()); numbers = {} if named else _by_number(names)
+    places = locate_files([im['file_name'] for im in p.images], images) if named else [Path(images).absolute()/(numbers.get(im['id']) or '') for im in p.images]
+    for im, place in zip(p.images, places):
+        if Path(place).is_file(): im['path'] = str(place); im['file_name'] = Path(os.path.relpath(place, images)).as_posix()
+    lost = [im['file_name'] for im in p.images if im['id'] in used and 'path' not in im]
+    if lost and len(lost) == len({im['id'] for im in p.images} & used): raise PoseError('none of the images is in this folder', file=images, found=', '.join(names[:3]), allowed=', '.join(map(str, lost[:3])), todo='give the folder with --images, and the annotation file that names them with --truth')
     return p
 
 # %% ../../nbs/app/05a_cli_words.ipynb #39d1c75f
