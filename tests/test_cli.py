@@ -51,6 +51,15 @@ def test_help_is_quick_and_light(project):
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == '[]'
 
 
+@pytest.mark.parametrize('args, more, code', [(['convert', '--formats'], {}, 0), (['convert', '--formats'], dict(PYTHONUNBUFFERED='1'), 0), (['--help'], {}, 0), (['eval', 'nowhere.json', '--json'], {}, 2)])
+def test_a_reader_who_leaves_early_is_no_fault(project, args, more, code):
+    "As in `posellm convert --formats | true`: nothing is said, the exit code is the verb's."
+    r, w = os.pipe(); os.close(r)
+    try: p = subprocess.run([sys.executable, '-m', 'posellm.app.cli', *args], stdout=w, stderr=subprocess.PIPE, text=True, cwd=project, env=environment(project, **more), stdin=subprocess.DEVNULL, timeout=120)
+    finally: os.close(w)
+    assert p.returncode == code and ('Broken' not in p.stderr if code else p.stderr == ''), p.stderr
+
+
 @pytest.mark.parametrize('verb', ['run', 'check', 'eval', 'predict'])
 def test_every_verb_has_help_with_an_example_and_json(project, verb):
     r = posellm(project, verb, '--help')

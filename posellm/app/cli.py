@@ -203,16 +203,13 @@ def _parser_error(e) -> bool:
     "Is this one of the argument parser's own complaints? (It lives in typer or in click, by version.)"
     return hasattr(e, 'format_message') and hasattr(e, 'exit_code')
 
-def call(argv:list) -> int: # the exit code
-    "Run one command line; nothing is raised unless POSELLM_DEBUG is set."
-    as_json = '--json' in argv
+def _call(argv) -> tuple: # exit code, and of what went wrong the message and the plain data
+    "Run one command line."
     try:
         got = typer.main.get_command(app).main(join_pairs(argv) or ['--help'], prog_name='posellm', standalone_mode=False)
         if got == codes['interrupted']: raise KeyboardInterrupt # the parser turns Ctrl-C into this number without a word
-        return got if isinstance(got, int) else codes['ok']
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # whoever read us has gone, as `| head` does
-        return codes['ok']
+        return got if isinstance(got, int) else codes['ok'], '', None
+    except BrokenPipeError: raise
     except (Exception, KeyboardInterrupt) as e:
         if _parser_error(e):
             ctx = getattr(e, 'ctx', None)
@@ -221,8 +218,19 @@ def call(argv:list) -> int: # the exit code
         else:
             if os.environ.get('POSELLM_DEBUG') and not isinstance(e, KeyboardInterrupt): raise
             code, message, d = explain(e)
-    print(f'posellm: {message}', file=sys.stderr)
-    if as_json: print(json.dumps(plain(dict(d, exit_code=code)), ensure_ascii=False))
+        return code, message, d
+
+def call(argv:list) -> int: # the exit code
+    "Run one command line; nothing is raised unless POSELLM_DEBUG is set. Whoever reads the output may leave early, as `| head` does."
+    code = codes['ok']
+    try:
+        code, message, d = _call(argv)
+        if d is not None: print(f'posellm: {message}', file=sys.stderr)
+        if d is not None and '--json' in argv: print(json.dumps(plain(dict(d, exit_code=code)), ensure_ascii=False))
+        sys.stdout.flush() # what is still buffered would fail when Python ends, where nobody can catch it
+    except (BrokenPipeError, SystemExit) as e:
+        if isinstance(e, SystemExit) and not isinstance(e.__context__, BrokenPipeError): raise # the parser turns a broken pipe into an exit with code 1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # Python flushes once more when it ends
     return code
 
 def main():
