@@ -35,7 +35,8 @@ def got_lines(got) -> list:
     for i in got['items']:
         seen = {'published': 'checksum as published', 'seen before': 'checksum as seen before', 'first sight': 'no checksum is published: recorded on first sight', 'by the hub': "in the hub's cache"}.get(i.get('checked'), '')
         out.append(f"{i['name']}: {i['state']}, {i['files']} file{'s' * (i['files'] != 1)} in {i['path']}" + (f'; {seen}' if seen else ''))
-    return out + [f'not fetched: {f}' for f in got['failed']]
+    out += [f'not fetched: {f}' for f in got['failed']]
+    return out + [f"to learn from them (DATA: a data set with labels): {i['next']}" for i in got['items'] if 'next' in i]
 
 # %% ../../nbs/app/05_cli_data.ipynb #9b2bb7af
 def download(
@@ -48,7 +49,7 @@ def download(
     force: Annotated[bool, typer.Option('--force', help='Fetch again what is here: mends a damaged part.')] = False,
     accept: Annotated[bool, typer.Option('--accept', help='Agree to the terms of restricted weights; asked once.')] = False,
     keep: Annotated[bool, typer.Option('--keep', help='Keep archives after unpacking.')] = False,
-    connections: Annotated[int, typer.Option(min=1, max=16, help='To one server at a time.')] = 4,
+    connections: Annotated[Optional[int], typer.Option(min=1, max=16, help='To one server at a time. Default: 4, for photographs 8.')] = None,
     as_json: Json = False,
 ):
     "Fetch data sets, weights and papers. Interrupted, it goes on where it stopped when run again."
@@ -56,9 +57,9 @@ def download(
     from posellm.data.download import download as get, make_plan
     chosen = [i.strip() for i in ids.split(',') if i.strip()] if ids else []
     if dry_run:
-        plan = make_plan(what, names or (), n, chosen, seed, force)
+        plan = make_plan(what, names or (), n, chosen, force)
         emit(as_json, plan, plan_lines(plan)); return
-    got = get(what, names or (), n, chosen, seed, force, accept, keep, connections=connections) if not chosen else get(what, names or (), n, chosen, seed, force, accept, keep)
+    got = get(what, names or (), n, chosen, seed, force, accept, keep, **({} if connections is None else dict(connections=connections)))
     emit(as_json, got, got_lines(got))
     if got['failed']: raise typer.Exit(1)
 
