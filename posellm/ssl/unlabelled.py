@@ -14,7 +14,7 @@ import numpy as np
 from ..core.errors import PoseError, counted
 from ..core.log import Progress, log
 from ..core.rng import rng
-from ..data.images import read_record
+from ..data.images import IMAGE_SUFFIXES, read_record
 from ..data.scan import Scan, look_at
 from ..models.detector import PersonBoxes
 from ..pose.poses import Poses
@@ -67,9 +67,8 @@ def boxed(
     skeleton,
 ) -> Poses:
     "People of whom only boxes are known."
-    b, n, K = np.concatenate([np.array(x, float) for x in boxes]), sum(map(len, boxes)), skeleton.K
-    return Poses(xy=np.zeros((n, K, 2)), conf=np.zeros((n, K)), vis=np.zeros((n, K), np.int8), bbox=b, area=b[:, 2]*b[:, 3], area_source='box', score=np.ones(n), ann_id=np.arange(1, n + 1), image_id=np.repeat([im['id'] for im in images], [len(x) for x in boxes]),
-                 category_id=np.ones(n, np.int64), iscrowd=np.zeros(n, bool), num_keypoints=np.zeros(n, np.int64), images=images, skeleton=skeleton)
+    p = Poses.from_boxes(np.concatenate([np.array(x, float) for x in boxes]), np.repeat([im['id'] for im in images], [len(x) for x in boxes]), images, skeleton)
+    return replace(p, vis=np.zeros((len(p), p.K), np.int8), num_keypoints=np.zeros(len(p), np.int64))
 
 # %% ../../nbs/ssl/20_unlabelled.ipynb #33615418
 def generated_boxes(
@@ -96,7 +95,7 @@ def images_at(
         if e.what not in ('no pose data found', 'no such split', 'data set not found'): raise # a damaged annotation file does not make loose pictures of a data set
         if not need: return None
         if p.is_file(): return load_data(p, 'all')
-        files = sorted(f for f in p.glob('*') if f.suffix.lower() in ('.jpg', '.jpeg', '.png', '.webp')) if p.is_dir() else []
+        files = sorted(f for f in p.glob('*') if f.suffix.lower() in IMAGE_SUFFIXES) if p.is_dir() else []
         if not files: raise e
     scan = Scan(); records = [im for i, f in enumerate(files, 1) if look_at(im := dict(id=i, file_name=f.name, path=str(f.absolute())), scan)]
     _left_out(list(scan.bad.values()), scan.n)
