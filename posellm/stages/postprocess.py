@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['incoming', 'network_of', 'map_versions', 'finish_and_mean', 'generated', 'same_people', 'judge_facts', 'trust_kept',
            'in_order', 'fast_answers', 'fast_signals', 'Looks', 'learn_looks', 'measure_looks', 'answers_shown',
-           'with_looks', 'leave', 'postprocess_inputs', 'run_postprocess']
+           'with_looks', 'leave', 'postprocess_inputs', 'kept_postprocess', 'run_postprocess']
 
 # %% ../../nbs/05_postprocess_llm.ipynb #f5acbfc0
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,9 @@ from ..core.paths import assets
 from ..core.errors import PoseError
 from ..core.run import Run, read_rows
 from ..data.guard import record_use
-from ..explain.facts import find_facts, fit_facts, usual_meaning
+from ..explain.facts import Meaning, find_facts, fit_facts, usual_meaning
 from ..explain.judge import count, holds, in_frame, known_people
-from ..explain.router import cost_curve, fit_router, mixed, oks_of, share_of_gain, signals, worth
+from ..explain.router import Router, cost_curve, fit_router, mixed, oks_of, share_of_gain, signals, worth
 from ..explain.schema import CATEGORIES
 from ..metrics.calibration import auroc, labelled_pairs, recalibrated, reliability
 from ..models.weights import load_model
@@ -31,20 +31,14 @@ from ..refine.postprocess import Finish, finish, fit_finish, one_by_one, read_ma
 from ..refine.prior import load_prior, read_people
 from .data import data_of_run
 from .eval import load_row
-from .stage1 import run_stage1
+from .stage1 import stand_in
 from ..train.predict import predict_poses
 
 # %% ../../nbs/05_postprocess_llm.ipynb #83db03bc
-def _substitute(cfg, run:Run, data, seed, steps=60): # folder of a chapter 1 that learned next to nothing
-    import shutil
-    log('postprocess').info(f'no chapter of this run has left results: a network is trained now for {steps} steps, which shows the way and no accuracy')
-    home = run.dir/'substitute'; shutil.copytree(run.other('00_data'), home/'00_data', dirs_exist_ok=True); (home/'01_stage1').mkdir(parents=True, exist_ok=True)
-    run_stage1(cfg, Run(home, '01_stage1', force=True), data, seed, steps=min(steps, (cfg.steps or (0, steps))[1])); return home
-
 def incoming(cfg, run:Run, data:str='synth', seed:int=0) -> dict: # split -> (truth, predictions, row); calib only where the data have that part
     "Results of the nearest earlier chapter, with the truth they belong to."
     parts, _, folder = data_of_run(run, cfg, data, seed); want = [s for s in ('calib', 'val') if s in parts]
-    source = run if all(run.upstream(s) for s in want) else Run(_substitute(cfg, run, data, seed), '05_postprocess_llm')
+    source = run if all(run.upstream(s) for s in want) else Run(stand_in(cfg, run, data, seed).root, '05_postprocess_llm')
     out, like = {}, source.upstream(want[0])
     for s in want: # the same row of both parts: what is learned of one must hold for the other
         row = next((r for r in reversed(read_rows(like['folder'])) if r['split'] == s and r['row'] == like['row']), None) or source.upstream(s); truth, pred = load_row(row)
@@ -127,7 +121,7 @@ class Looks:
     measured:dict=None # on val
     answers:dict=field(default_factory=dict) # row -> Poses of val
     def fast_dict(self): return dict(schema=1, flip=self.flip, finish=self.finish.to_dict(), meaning=self.meaning.to_dict())
-    def router_dict(self): return dict(schema=1, router=self.router.to_dict(), prior=self.prior, measured=self.measured)
+    def router_dict(self): return dict(schema=1, router=self.router.to_dict(), prior=self.prior, measured=self.measured, routed={k: p.info['routed'] for k, p in self.answers.items() if 'routed' in p.info})
 
 def learn_looks(run:Run, got:dict, f:Finish, share:float=.3, n:int=1000): # Looks; None where there is but one answer
     "Learn on calib, measure on val."
@@ -138,10 +132,11 @@ def learn_looks(run:Run, got:dict, f:Finish, share:float=.3, n:int=1000): # Look
     looks = Looks(first, fit_facts(truth, one['calib'], true=true, name=f'{run.name}, stage 1'), row['settings'].get('flip', True), answers={'stage 1 alone, finished': one['val']})
     two = {s: recalibrated(p, f.calibrator) if (p := in_order(got[s][0], got[s][1])) is not None else None for s in got}
     if any(p is None for p in two.values()): return looks
+    if not (cost := _cost(run)): log('postprocess').info('no router: one member was fused, so the slow answer costs nothing above the fast one'); return looks
     prior = _prior_of(run); known = {s: fast_signals(p, prior) for s, p in one.items()}
     try: looks.router, _ = fit_router(known['calib'], worth(oks_of(truth, one['calib']), oks_of(truth, two['calib']), one['calib'].score), truth.image_id)
     except PoseError as e: log('postprocess').info(f'no router: {e}'); return looks
-    looks.prior = prior is not None; looks.measured, looks.answers[f'routed: {share:.0%} looked at twice'] = measure_looks(got['val'][0], one['val'], two['val'], looks.router, lambda: fast_signals(one['val'], prior), _cost(run, got), share, n)
+    looks.prior = prior is not None; looks.measured, looks.answers[f'routed: {share:.0%} looked at twice'] = measure_looks(got['val'][0], one['val'], two['val'], looks.router, lambda: fast_signals(one['val'], prior), cost, share, n)
     return looks
 
 # %% ../../nbs/05_postprocess_llm.ipynb #355b2f91
@@ -150,7 +145,7 @@ def _prior_of(run): # the run's own, or None
     try: return load_prior(run.root)
     except PoseError as e: log('postprocess').warning(f'{e}. The router does without it.'); return None
 
-def _cost(run, got): # seconds a person of the slow answer above the fast one
+def _cost(run): # seconds a person of the slow answer above the fast one; 0 where both are one network's
     rows = [r for c in ('03_ensemble', '01_stage1') for r in read_rows(run.other(c)) if r['split'] == 'val' and r['row'] != 'uniform' and r.get('people_per_s')]; fused = [r for r in rows if r['row'] == 'fused']
     if not fused: return 1/(rows[-1]['people_per_s'] if rows else 100.)
     m = len(fused[-1]['settings']['members']); return (1 - 1/m)/fused[-1]['people_per_s'] # all members but the fast one
@@ -182,8 +177,9 @@ def leave(run:Run, cfg, got, f, meaning, versions, first, steps, judged, seed:in
     "Everything that other chapters, the report and `Estimator` take up."
     put = lambda name, d: write_json(run.dir/name, d, indent=1); put('finish.json', f.to_dict()); put('meaning.json', meaning.to_dict())
     put('facts.json', dict(schema=1, steps=steps, judged={who: [{k: None if v != v else v for k, v in x.items()} for x in t] for who, t in judged.items()}))
-    if looks: put('fast.json', looks.fast_dict())
-    if looks and looks.router: put('router.json', looks.router_dict())
+    for name, d in (('fast.json', looks and looks.fast_dict()), ('router.json', looks and looks.router and looks.router_dict())): # none of an earlier run of the chapter stays
+        if d: put(name, d)
+        else: (run.dir/name).unlink(missing_ok=True)
     base, rows = got['val'][2], []
     def row(name, p, split, role, **more):
         file = f"results_{name.replace(' ', '_').replace(',', '')}_{split}.json"; p.save(run.dir/file)
@@ -197,11 +193,27 @@ def leave(run:Run, cfg, got, f, meaning, versions, first, steps, judged, seed:in
     run.save_config(after=f"{base['stage']}: {base['row']}", preset=cfg.name, seed=seed); run.save_rows(rows)
 
 # %% ../../nbs/05_postprocess_llm.ipynb #9dddd97f
-def postprocess_inputs(run:Run, cfg, maps:bool, pictures:int) -> dict:
-    "What decides the outcome of this chapter."
-    rows = {s: run.upstream(s) for s in ('calib', 'val')}
-    files = {s: Path(v['folder'])/v['results'] for s, v in rows.items() if v}
-    return dict(files, preset=cfg.name, maps=maps, pictures=pictures, schema=len(CATEGORIES), **{f'truth {s}': run.other('00_data')/f'{s}.json' for s in ('calib', 'val')})
+def postprocess_inputs(run:Run, cfg, seed:int, maps:bool, pictures:int) -> dict:
+    "What decides the outcome of this chapter: what it reports on, and what the fast answer, the router's cost and its prior are taken from."
+    rows = {s: run.upstream(s) for s in ('calib', 'val')}; last = {r['split']: r for r in read_rows(run.other('01_stage1'))}
+    files = {s: Path(v['folder'])/v['results'] for s, v in rows.items() if v} | {f'stage 1 {s}': Path(v['folder'])/v['results'] for s, v in last.items()}
+    files |= {f'rows {f}': Path(f)/'rows.json' for f in ('01_stage1', '03_ensemble')} | {f'rows {s}': Path(v['folder'])/'rows.json' for s, v in rows.items() if v}
+    files |= {'network': run.other('01_stage1')/'model.safetensors', **{f'prior {e}': run.other('04_vae')/f'prior.{e}' for e in ('json', 'safetensors')}}
+    files |= {f'truth {s}': run.other('00_data')/f'{s}.json' for s in ('calib', 'val')}
+    return dict({k: f for k, f in files.items() if f.is_file()}, preset=cfg.name, seed=seed, maps=maps, pictures=pictures, schema=len(CATEGORIES))
+
+def kept_postprocess(run:Run, got:dict): # Finish, Meaning, {name: Poses of val}, rows of steps, rows of facts, Looks or None
+    "What `leave` left."
+    read = lambda name: read_json(run.dir/name); f, meaning, facts = Finish.from_dict(read('finish.json')), Meaning.from_dict(read('meaning.json')), read('facts.json')
+    judged = {who: [{k: np.nan if v is None else v for k, v in x.items()} for x in t] for who, t in facts['judged'].items()}
+    return f, meaning, versions_of(got['val'][1], f), facts['steps'], judged, _kept_looks(run) if (run.dir/'fast.json').is_file() else None
+
+def _kept_looks(run):
+    fast = read_json(run.dir/'fast.json'); d = read_json(run.dir/'router.json') if (run.dir/'router.json').is_file() else {}; answers = {}
+    for r in run.rows():
+        if r['series'] == 'fast or slow': p = load_row(r)[1]; answers[r['row']] = replace(p, info=dict(p.info, routed=d['routed'][r['row']])) if r['row'] in d.get('routed', {}) else p
+    router = Router.from_dict(d['router']) if d else None
+    return Looks(Finish.from_dict(fast['finish']), Meaning.from_dict(fast['meaning']), fast['flip'], router, d.get('prior', False), d.get('measured'), answers)
 
 def run_postprocess(
     cfg, run:Run, data:str='synth', seed:int=0, maps:bool=True, n:int=1000,
