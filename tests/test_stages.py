@@ -20,7 +20,7 @@ from posellm.stages import ensemble, postprocess
 from posellm.stages.data import check_source, data_of_run
 from posellm.stages.ensemble import ensemble_inputs, kept_ensemble
 from posellm.stages.eval import eval_inputs
-from posellm.stages.postprocess import kept_postprocess, learn_looks, postprocess_inputs
+from posellm.stages.postprocess import kept_looks, kept_postprocess, learn_looks, postprocess_inputs
 from posellm.train.hardware import preset
 
 ROOT, COCO17 = Path(__file__).resolve().parents[1], get_skeleton('coco17')
@@ -67,7 +67,8 @@ def test_each_setting_and_each_file_that_decides_counts(tmp_path):
     same = differ('03_ensemble', ensemble_inputs, (cfg, 0, '', 'auto', True, True)); (tmp_path/'01_stage1'/'model.safetensors').write_bytes(b'1'); assert not same()
     same = differ('05_postprocess_llm', postprocess_inputs, (cfg, 0, True, 24), (0, other), (1, 1), (2, False), (3, 0))
     (tmp_path/'01_stage1'/'model.safetensors').write_bytes(b'2'); assert not same()
-    same = differ('05_postprocess_llm', postprocess_inputs, (cfg, 0, True, 24)); (tmp_path/'04_vae'/'prior.json').write_text('{}'); assert not same()
+    for c, name in (('04_vae', 'prior.json'), ('03_ensemble', 'rows.json')): # the router asks the one and takes its cost from the other
+        same = differ('05_postprocess_llm', postprocess_inputs, (cfg, 0, True, 24)); (tmp_path/c/name).write_text(json.dumps(dict(schema=1, rows=[]))); assert not same()
     same = differ('06_eval', eval_inputs, (200, 0), (0, 100), (1, 1)); (tmp_path/'04_vae'/'used.json').write_text('{}'); assert not same()
 
 
@@ -96,11 +97,11 @@ def test_one_fused_member_costs_nothing_more_and_gets_no_router(tmp_path, caplog
 def test_what_chapter_05_left_is_read_again(tmp_path):
     run, got, _ = two_answers(tmp_path, ['stage1', 'other']); f, meaning, versions = postprocess.finish_and_mean(got, 'x'); looks = learn_looks(run, got, f, n=20)
     steps = [dict(step='as they came', ap=.5, delta=None)]; judged = dict(predictions=[dict(facts='all', precision=np.nan)])
-    postprocess.leave(run, preset('tiny'), got, f, meaning, versions, {}, steps, judged, 0, looks); g, m, v, s, j, again = kept_postprocess(run, got)
+    postprocess.leave(run, preset('tiny'), got, f, meaning, versions, {}, steps, judged, 0, looks); (g, m, v, s, j), again = kept_postprocess(run, got), kept_looks(run)
     assert g.to_dict() == f.to_dict() and m.to_dict() == meaning.to_dict() and s == steps and np.isnan(j['predictions'][0]['precision']) and list(v) == list(versions)
     assert again.fast_dict() == looks.fast_dict() and list(again.answers) == list(looks.answers)
     if looks.router is not None: assert again.router_dict() == json.loads(json.dumps(looks.router_dict()))
-    postprocess.leave(run, preset('tiny'), got, f, meaning, versions, {}, steps, judged, 0, None); assert kept_postprocess(run, got)[-1] is None and not (run.dir/'router.json').exists()
+    postprocess.leave(run, preset('tiny'), got, f, meaning, versions, {}, steps, judged, 0, None); assert kept_looks(run) is None and not (run.dir/'router.json').exists()
 
 
 def test_a_run_keeps_its_data_unless_others_are_chosen(tmp_path, monkeypatch):
