@@ -10,11 +10,13 @@ __all__ = ['codes', 'app', 'Json', 'say', 'plain', 'emit', 'explain', 'join_pair
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from ..core.errors import PoseError, counted, one_line
+from ..core.files import check_out
 
 # %% ../../nbs/app/04_cli.ipynb #5f4abfaf
 def say(text): print(text, file=sys.stderr, flush=True)
@@ -140,6 +142,7 @@ def evaluate(
     "COCO keypoint AP with intervals: of results files, or of a model on a data set."
     from posellm.app.measure import as_text, measure_files, measure_model, summarise
     files = files or []
+    check_out([html], [*files, weights, data])
     by_files, by_model = len(files) >= 2 and weights is None and data is None, not files and data is not None
     if not (by_files or by_model):
         raise PoseError('not clear what to measure', found=' '.join(files) or 'nothing', allowed='TRUTH RESULTS... or --weights W --data PATH', todo='give a truth file and at least one results file, or a model and a data set')
@@ -175,7 +178,8 @@ def predict(
     est, texts = Estimator(model or weights, boxes=boxes, stage=stage, device=device, flip=flip, weights=weights if model else None, urls=url, budget=budget), []
     def seen(results):
         for r in results: texts.append(str(r) if len(paths) == 1 and r.frame is None else f'{one_line(r.file)}{"" if r.frame is None else f" frame {r.frame}"}: {counted(len(r), "person", "people")}. {r.text}'); yield r
-    got = save_results(seen(est.stream(paths, every)), out, pictures, skipped=est.skipped)
+    files = [p for p in paths if isinstance(p, Path)]
+    got = save_results(seen(est.stream(paths, every)), out, pictures, skipped=est.skipped, given=[*files, *{p.parent for p in files}, weights, boxes])
     skipped = [str(e) for e in est.skipped]
     if not got['images']: raise PoseError('no image could be read', file=source[0], found=f'{len(skipped)} broken', todo=skipped[0] if skipped else None)
     notes = [f'boxes: {est.boxes.source}', *(n for n in (est.boxes.note, est.honesty) if n)] if len(texts) > 1 else []

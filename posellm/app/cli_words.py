@@ -100,7 +100,7 @@ def explain(
     skipped, rows = [], []; people, by = people_of(results, images, truth), llm_writer(llm, llm_model, llm_key_env, llm_price, llm_most, llm_sees, llm_timeout, llm_workers)
     def seen():
         for r in islice(results_of(people, Meaning.from_dict(read_json(file)) if file else None, by, skipped), limit): rows.append(r.to_json()); yield r
-    got = save_results(seen(), out, title='People in words', skipped=skipped) if out else dict(images=sum(1 for _ in seen()))
+    got = save_results(seen(), out, title='People in words', skipped=skipped, given=[results, truth, images, Path(results).with_name('images.json')]) if out else dict(images=sum(1 for _ in seen()))
     lost = [str(e) for e in skipped]
     if not rows: raise PoseError('nobody to explain: no image could be read, or nobody has keypoints', file=results, found=f'{counted(len(lost), "image")} not read', todo=lost[0] if lost else None)
     lines = [f'{one_line(r["image"])}: ' + ' '.join(p['text'] for p in r['people']) for r in rows] + [f'{counted(sum(len(r["people"]) for r in rows), "person", "people")} in {counted(len(rows), "image")} explained'] + [f'gallery: {got.get("gallery")}']*('gallery' in got) + [f'skipped: {len(lost)}']*bool(lost) + [f'language model: {by!r}']*bool(by)
