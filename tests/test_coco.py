@@ -12,6 +12,7 @@ import pytest
 
 from coco_sets import coco, write
 from posellm.app.convert import convert_set
+from posellm.app.measure import people_to_find
 from posellm.core.errors import PoseError
 from posellm.core.paths import shared_data
 from posellm.data.coco import (fingerprint, limit_people, load_data, read_coco, same_images, segmentation_area, split_poses, tidy, write_coco)
@@ -19,6 +20,7 @@ from posellm.data.layout import find_layout, split_name
 from posellm.data.scan import scan_images
 from posellm.data.writers import write_set
 from posellm.pose.poses import Poses
+from posellm.train.fit import _learnable
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +101,14 @@ def test_division_is_by_image_and_independent_of_order():
     assert {im["id"] for im in split_poses(Poses.from_coco(d), seed=3)[1].images} == {im["id"] for im in b.images}
     one = split_poses(p.take_images([1, 2]))
     assert all((q.labelled.any(1)).any() for q in one)
+
+
+def test_who_counts_and_who_can_be_learned_from():
+    "A file may say num_keypoints 0 in spite of its keypoints: COCO's evaluation ignores such a person, training need not."
+    d = coco(n=6); d["annotations"][0]["num_keypoints"] = 0; d["annotations"][1]["iscrowd"] = 1; d["annotations"][2].update(keypoints=[0]*51, num_keypoints=3); p = Poses.from_coco(d); n = len(p)
+    assert p.posed.tolist() == [False, False, True] + [True]*(n - 3) and p.learnable.tolist() == [True, False, False] + [True]*(n - 3)
+    assert people_to_find(p, "truth")[0].ann_id.tolist() == p.ann_id[p.posed].tolist() and len(_learnable(p)) == n - 2
+    assert len(limit_people(p, n - 2).images) == len(p.images) and sum(p.learnable) == sum(sum(q.learnable) for q in split_poses(p))
 
 
 def test_limit_passes_over_broken_images(official):

@@ -147,6 +147,10 @@ def test_resume_refuses_what_does_not_belong(tmp_path):
     assert 'last.ckpt' in str(e.value)
 
 
+def test_resume_needs_a_folder():
+    with pytest.raises(PoseError, match='run_dir: without a run folder there is nothing to go on from'): fit(net(), people(2), None, settings((1, 1)), resume=True, read=drawn)
+
+
 def test_a_nan_is_caught_before_it_reaches_weights_or_average(tmp_path, monkeypatch):
     p = people(); good = {}; batch = Feed.batch
     def poisoned(self, host):

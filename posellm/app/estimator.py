@@ -157,17 +157,16 @@ class Estimator:
         source=None, # run folder, weights file or folder, .onnx file, model name, module; None: the best embedded weights
         boxes='auto', # auto, whole, a COCO file, a detector's name, or an (N,4) array
         stage:str=None, # folder of the run to take weights from, default 01_stage1
-        device:str='auto', # auto, cpu, cuda, mps
+        device:str='auto', # auto, cpu, cuda, cuda:1, mps; one that is not there is refused
         flip:bool=True, # average with the mirrored image
         weights=None, # file for the network named by `source`, such as an official .pth
         urls:bool=False, # may fetch addresses
         by=None, # who writes: function of (facts, who, crop) that gives a Text; None: the writer
         budget:float=None, # share of people who may get a second, slower look by the run's fused networks and its prior; None: nobody
     ):
-        import torch
-        self.model, self.name = open_model(source, stage, device, weights)
-        auto = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-        self.device, self.flip, self.urls, self.by = (auto if device == 'auto' else device), flip and self.model.spec.skeleton.flip is not None, urls, by
+        from posellm.train.device import pick_device
+        self.device = pick_device(device); self.model, self.name = open_model(source, stage, device, weights)
+        self.flip, self.urls, self.by = flip and self.model.spec.skeleton.flip is not None, urls, by
         self.model.to(self.device).eval(); self.skipped = []
         self.boxes = boxes if isinstance(boxes, PersonBoxes) else PersonBoxes(boxes)
         self.finish, self.meaning = learned_finish(source if isinstance(source, (str, Path)) else None, self.name, stage)

@@ -112,7 +112,7 @@ def _understand(d, skeleton, file, done):
 # %% ../../nbs/data/01_coco.ipynb #4134a89f
 def _posed_images(poses: Poses) -> np.ndarray:
     "Ids of images with at least one labelled person."
-    return np.unique(poses.image_id[(poses.labelled.any(1)) & ~poses.iscrowd])
+    return np.unique(poses.image_id[poses.learnable])
 
 def split_poses(
     poses: Poses,
@@ -136,8 +136,7 @@ def limit_people(
 ) -> Poses:
     "A smaller set that looks like the whole: images drawn by `seed` and kept whole, until the next would exceed `limit` people with keypoints."
     table, left, ids = poses.image_table(), int(limit), []
-    posed = poses.labelled.any(1) & ~poses.iscrowd
-    count = dict(zip(*(a.tolist() for a in np.unique(poses.image_id[posed], return_counts=True))))
+    count = dict(zip(*(a.tolist() for a in np.unique(poses.image_id[poses.learnable], return_counts=True))))
     for i in rng(seed, "limit").permutation(np.sort(np.array(list(table), np.int64))).tolist():
         if left <= 0: break
         if count.get(i, 0) > left or (usable is not None and not usable(table[i])): continue
@@ -190,7 +189,7 @@ def load_data(
         poses, scan = _usable_part(poses, limit, seed, file)
         if scan.bad or scan.differs or scan.turned or scan.undecided or scan.stored: say.warning("%s: %s%s", file, scan.text(), "".join(f"\n  {e}" for e in list(scan.bad.values())[:5]))
     elif limit: poses = limit_people(poses, limit, seed)
-    if split != "unlabeled" and not (poses.labelled.any(1) & ~poses.iscrowd).any():
+    if split != "unlabeled" and not poses.learnable.any():
         raise PoseError("empty split: no person with labelled keypoints", file=file, field=f"split {split}", found=f"{len(poses)} annotations in {len(poses.images)} images", allowed="at least one person with a keypoint of visibility 1 or 2",
                         todo="raise limit" if limit else "check the annotations, or choose another split")
     return poses

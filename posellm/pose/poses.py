@@ -53,6 +53,10 @@ class Poses:
     def posed(self) -> np.ndarray: # (N,) bool
         "Who counts: people with a labelled keypoint who are no crowd. COCO ignores the others."
         return (self.num_keypoints > 0) & ~self.iscrowd
+    @property
+    def learnable(self) -> np.ndarray: # (N,) bool
+        "Who can be learned from: people with a keypoint of visibility above 0 who are no crowd, whatever `num_keypoints` says. Not `posed` where the file says 0 in spite of its keypoints: COCO ignores such a person, whose labels are good all the same."
+        return self.labelled.any(1) & ~self.iscrowd
     def __repr__(self):
         return f'Poses({len(self)} people in {len(self.images)} images, {self.skeleton.name}, {"truth" if self.vis is not None else "predictions"}{f", {self.file}" if self.file else ""})'
 

@@ -79,12 +79,12 @@ def ssl_people(
 ) -> tuple: # labelled Poses, unlabelled Poses, what the latter are
     "Who is learned from in this chapter."
     most = SIZES.get(cfg.name, (*REAL, 0)); train = parts['train']; n, m = n_labeled or most[0], n_unlabeled or most[1]
-    posed = int((train.labelled.any(1) & ~train.iscrowd).sum())
-    labelled = limit_people(train, n, seed) if n < posed else train
+    there = int(train.learnable.sum())
+    labelled = limit_people(train, n, seed) if n < there else train
     people, words = unlabelled_part(cfg, data, labelled, train, m, unlabeled, boxes, seed)
     want, got = n_unlabeled or REAL[1], len(np.unique(people.image_id))
     if got < want: log('ssl').info(f'preset {cfg.name}: {got} unlabelled images instead of {want:,}')
-    log('ssl').info(f'labelled: {min(n, posed)} of {posed} people of the train part; unlabelled: {len(people)} people, {words}')
+    log('ssl').info(f'labelled: {min(n, there)} of {there} people of the train part; unlabelled: {len(people)} people, {words}')
     return labelled, people, words
 
 # %% ../../nbs/02_ssl.ipynb #ee5f905c
