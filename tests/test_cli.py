@@ -34,7 +34,7 @@ def project(tmp_path):
 
 
 def environment(project, **more):
-    env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'POSELLM_DEBUG', 'PYTHONPATH')}
+    env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'POSELLM_DEBUG')}
     return dict(env, POSELLM_ROOT=str(project), POSELLM_RUNS=str(project / 'runs'), **more)
 
 
@@ -85,7 +85,9 @@ def test_a_run_leaves_notebooks_and_says_what_it_does(project):
     again = posellm(project, 'run', '--name', 'demo', '--chapters', '00')
     assert again.returncode == 2 and '--resume' in again.stderr and '--force' in again.stderr
     resumed = posellm(project, 'run', '--name', 'demo', '--chapters', '06', '--resume')
-    assert resumed.returncode == 0 and (run / '06_eval' / 'done.txt').read_text() == '(0, True, False)'
+    assert resumed.returncode == 0 and (run / '06_eval' / 'done.txt').read_text() == '(7, True, False)', resumed.stderr  # with the settings that it had
+    other = posellm(project, 'run', '--name', 'demo', '--chapters', '01,06', '--resume', '-p', 'seed', '8')
+    assert other.returncode == 0 and [(run / c / 'done.txt').read_text() for c in ('01_stage1', '06_eval')] == ['(8, True, False)'] * 2, other.stderr
 
 
 def test_the_first_failing_chapter_ends_the_run(project):

@@ -17,7 +17,7 @@ from posellm.refine.corrupt import corrupt, published_errors
 from posellm.refine.members import stack_people
 from posellm.refine.postprocess import fit_finish
 from posellm.stages import ensemble, postprocess
-from posellm.stages.data import check_source, data_of_run
+from posellm.stages.data import check_source, data_of_run, source_of
 from posellm.stages.ensemble import ensemble_inputs, kept_ensemble
 from posellm.stages.eval import eval_inputs
 from posellm.stages.postprocess import kept_looks, kept_postprocess, learn_looks, postprocess_inputs
@@ -111,6 +111,7 @@ def test_a_run_keeps_its_data_unless_others_are_chosen(tmp_path, monkeypatch):
     for name, data in (('a', '/my/own/set'), ('b', '/my/own/set'), ('b', '/elsewhere/mine'), ('c', 'yours')):
         with pytest.raises(PoseError, match='this run holds other data') as e: data_of_run(Run(tmp_path/name, '01_stage1'), None, data)
         assert (e.value.field, e.value.found) == ('data', data) and e.value.allowed and 'chapter 00' in e.value.todo
+    assert [source_of(Run(tmp_path/n, '02_ssl'), d) for n, d in (('a', 'synth'), ('b', 'synth'), ('b', 'mine'))] == ['synth', str(tmp_path/'mine'), 'mine'] # its unlabelled part, not generated pictures
     check_source(tmp_path/'none', '/my/own/set') # no data yet
     with pytest.raises(PoseError, match='this run holds other data'): make_plan(name='a', data=str(tmp_path/'mine'), chapters='04', resume=True) # before it is recorded
     assert make_plan(name='a', data=str(tmp_path/'mine'), chapters='00,04', resume=True).steps[1][2]['data'] == str(tmp_path/'mine')

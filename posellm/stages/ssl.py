@@ -25,7 +25,7 @@ from ..ssl.methods import settings
 from ..ssl.semi import fit_semi
 from ..ssl.twin import Twin
 from ..ssl.unlabelled import box_people, generated_boxes, hide_labels, images_at, some_images
-from .data import data_of_run, synth_folder
+from .data import data_of_run, source_of, synth_folder
 from .stage1 import ROLES, make_row, stage1_settings, start_model
 from ..train.fit import fit
 from ..train.recipe import Phase, deciding
@@ -112,7 +112,7 @@ def run_ssl(
     **over, # of ssl_settings: paths, ssl_weight, steps, lr, mask, ramp, exchange
 ): # (network, {name: History}, Semi of the student)
     "Learn from labelled and unlabelled people and leave weights, results and rows."
-    parts, name, folder = data_of_run(run, cfg, data, seed); labelled, people, words = ssl_people(parts, cfg, data, seed, n_labeled, n_unlabeled, unlabeled, boxes)
+    parts, name, folder = data_of_run(run, cfg, data, seed); labelled, people, words = ssl_people(parts, cfg, source_of(run, data), seed, n_labeled, n_unlabeled, unlabeled, boxes)
     net, start_words, path = ssl_start(cfg, run, labelled, seed, weights); first = {k: v.clone() for k, v in net.state_dict().items()}
     calib, reports = parts.get('calib'), {s: parts[s] for s in ('val', 'calib') if s in parts}
     if calib is not None: record_use(run.dir, calib, 'calibration', 'weights were chosen and the brake was measured on these people')

@@ -71,10 +71,10 @@ def start_model(
         return start_model(name, None, skeleton, input_hw, seed)
 
 # %% ../../nbs/01_stage1.ipynb #1bbd5ff9
-def stage1_inputs(cfg, folder, settings) -> dict:
+def stage1_inputs(cfg, folder, settings, train_row:bool=False) -> dict:
     "What decides the outcome of this chapter."
     name, start, f = settings; start_file = Path(str(start))/'01_stage1'/'model.safetensors'
-    return dict(model=name, start=start_file if start_file.is_file() else str(start), settings=deciding(f), input_hw=cfg.input_hw, **{s: Path(folder)/f'{s}.json' for s in ('train', 'val', 'calib')})
+    return dict(model=name, start=start_file if start_file.is_file() else str(start), settings=deciding(f), input_hw=cfg.input_hw, **{s: Path(folder)/f'{s}.json' for s in ('train', 'val', 'calib')}, **(dict(train_row=True) if train_row else {}))
 
 ROLES = dict(val='heldout', calib='calibration', train='train')
 
@@ -92,7 +92,7 @@ def run_stage1(
     h = fit(model, parts['train'], calib, f, run.dir, resume=run.resume, reports=reports)
     rows = [make_row(r, h, model, name, s, ROLES[s], seed, net_name) for s in reports for r in h.rows if r['split'] == s]
     if train_row: rows.append(on_training_people(model, parts['train'], run, h, name, seed, net_name))
-    run.save_rows(rows); run.finish(stage1_inputs(cfg, folder, settings))
+    run.save_rows(rows); run.finish(stage1_inputs(cfg, folder, settings, train_row))
     return model, h
 
 def stand_in(
