@@ -6,7 +6,7 @@ Peers, in the same run and in turns: the published methods written plainly with 
 installed beside numpy 2), the same in the way of transformers' VitPose (scipy's blur of every map), and transformers itself where it can be imported. Figures that MMPose 1.3.2 and
 transformers 5.23 gave on another machine (2 vCPU Xeon) are printed beside them for orientation only.
 
-    python bench/codec.py [--rounds 15] [--quick]
+    python bench/codec.py [--rounds 25] [--quick]
 """
 import os
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"): os.environ[name] = "1"

@@ -1,6 +1,6 @@
 """What a step with unlabelled people costs, beside what it must cost: one supervised step, n training passes and one inference pass of the same network.
 
-    python bench/ssl_cost.py [--hw 128 96] [--batch 32] [--paths 2 4] [--rounds 9]
+    python bench/ssl_cost.py [--hw 128 96] [--batch 32] [--paths 2 4] [--rounds 7]
 
 All contestants are timed in turn in one process, one thread, in processor time (so that other jobs on the machine disturb little), on a card in wall time; medians. (The
 file is not called ssl.py: the other scripts of this folder would then import it in place of Python's own ssl.) Also the share of a step that goes into hard views and targets, and what a thread

@@ -164,7 +164,7 @@ def method_of(name): return name.split('@')[0].split('+')[0]
 
 def config(a, name, steps, seed=0):
     "Settings of a job: what all share, the method's own, and those of --over (for all methods, or under a job's name; `turn` as [degrees, probability, scale])."
-    base = recipe('small', phases=(Phase('semi', a.lr, steps=steps, warmup=.05),), batch=a.batch, ema=a.ema, seed=seed, precision='auto', workers=1, loggers=(), val_steps=max(1, steps//a.checks), layer_decay=1., save_seconds=60.)
+    base = recipe('small', phases=(Phase('semi', a.lr, steps=steps, warmup=.05),), batch=a.batch, ema=a.ema, seed=seed, precision='auto', workers=1, loggers=(), val_steps=max(1, steps//a.checks), layer_decay=1., save_seconds=60., save_every=0)
     d = json.loads(a.over); own = d.get(name.split('@')[0], {}); d = {k: v for k, v in d.items() if not isinstance(v, dict)} | own
     return settings(method_of(name), base, **({k: Turn(*v) if k == 'turn' else tuple(v) if isinstance(v, list) else v for k, v in d.items()} if method_of(name) != 'supervised' or own else {}))
 

@@ -1,6 +1,6 @@
 """How hard is synth-v1? AP of one fixed small network after a fixed number of samples.
 
-The figure is published now and when the benchmark is frozen; freezing may not make it easier (at most +0.05 AP).
+The figure belongs to version 1 of the benchmark, which is frozen: a later version may not be easier (at most +0.05 AP).
 Prints lines for people and one JSON object last (see bench/run.py).
 """
 import json

@@ -5,7 +5,7 @@ Both begin with the same uint8 crops and keypoints and end with new weights. The
 Equal loss: from the same start both make the same steps on the same batches, three times from three starts; the loss on held-out people afterwards is compared, with a t interval over the starts.
 The share of waiting for data is that of a real run (one loader thread beside the step), as the progress line shows it.
 
-    python bench/train_step.py [--rounds 12] [--steps 80]
+    python bench/train_step.py [--rounds 12] [--steps 40]
 """
 import argparse
 import json

@@ -34,7 +34,7 @@ def project(tmp_path):
 
 
 def environment(project, **more):
-    env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'POSELLM_DEBUG', 'PYTHONPATH')}
+    env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'POSELLM_DEBUG')}
     return dict(env, POSELLM_ROOT=str(project), POSELLM_RUNS=str(project / 'runs'), **more)
 
 
@@ -49,6 +49,15 @@ def test_help_is_quick_and_light(project):
     assert r.returncode == 0 and 'run' in r.stdout and time.time() - t < 5
     code = 'import sys, posellm, posellm.app.cli; print(sorted({"torch", "matplotlib", "cv2", "pycocotools", "papermill", "numpy"} & set(sys.modules)))'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == '[]'
+
+
+@pytest.mark.parametrize('args, more, code', [(['convert', '--formats'], {}, 0), (['convert', '--formats'], dict(PYTHONUNBUFFERED='1'), 0), (['--help'], {}, 0), (['eval', 'nowhere.json', '--json'], {}, 2)])
+def test_a_reader_who_leaves_early_is_no_fault(project, args, more, code):
+    "As in `posellm convert --formats | true`: nothing is said, the exit code is the verb's."
+    r, w = os.pipe(); os.close(r)
+    try: p = subprocess.run([sys.executable, '-m', 'posellm.app.cli', *args], stdout=w, stderr=subprocess.PIPE, text=True, cwd=project, env=environment(project, **more), stdin=subprocess.DEVNULL, timeout=120)
+    finally: os.close(w)
+    assert p.returncode == code and ('Broken' not in p.stderr if code else p.stderr == ''), p.stderr
 
 
 @pytest.mark.parametrize('verb', ['run', 'check', 'eval', 'predict'])
@@ -76,7 +85,9 @@ def test_a_run_leaves_notebooks_and_says_what_it_does(project):
     again = posellm(project, 'run', '--name', 'demo', '--chapters', '00')
     assert again.returncode == 2 and '--resume' in again.stderr and '--force' in again.stderr
     resumed = posellm(project, 'run', '--name', 'demo', '--chapters', '06', '--resume')
-    assert resumed.returncode == 0 and (run / '06_eval' / 'done.txt').read_text() == '(0, True, False)'
+    assert resumed.returncode == 0 and (run / '06_eval' / 'done.txt').read_text() == '(7, True, False)', resumed.stderr  # with the settings that it had
+    other = posellm(project, 'run', '--name', 'demo', '--chapters', '01,06', '--resume', '-p', 'seed', '8')
+    assert other.returncode == 0 and [(run / c / 'done.txt').read_text() for c in ('01_stage1', '06_eval')] == ['(8, True, False)'] * 2, other.stderr
 
 
 def test_the_first_failing_chapter_ends_the_run(project):

@@ -4,18 +4,23 @@ import logging
 import os
 import shutil
 import struct
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
 from coco_sets import coco, write
+from posellm.app.convert import convert_set
+from posellm.app.measure import people_to_find
 from posellm.core.errors import PoseError
 from posellm.core.paths import shared_data
 from posellm.data.coco import (fingerprint, limit_people, load_data, read_coco, same_images, segmentation_area, split_poses, tidy, write_coco)
 from posellm.data.layout import find_layout, split_name
 from posellm.data.scan import scan_images
+from posellm.data.writers import write_set
 from posellm.pose.poses import Poses
+from posellm.train.fit import _learnable
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +101,14 @@ def test_division_is_by_image_and_independent_of_order():
     assert {im["id"] for im in split_poses(Poses.from_coco(d), seed=3)[1].images} == {im["id"] for im in b.images}
     one = split_poses(p.take_images([1, 2]))
     assert all((q.labelled.any(1)).any() for q in one)
+
+
+def test_who_counts_and_who_can_be_learned_from():
+    "A file may say num_keypoints 0 in spite of its keypoints: COCO's evaluation ignores such a person, training need not."
+    d = coco(n=6); d["annotations"][0]["num_keypoints"] = 0; d["annotations"][1]["iscrowd"] = 1; d["annotations"][2].update(keypoints=[0]*51, num_keypoints=3); p = Poses.from_coco(d); n = len(p)
+    assert p.posed.tolist() == [False, False, True] + [True]*(n - 3) and p.learnable.tolist() == [True, False, False] + [True]*(n - 3)
+    assert people_to_find(p, "truth")[0].ann_id.tolist() == p.ann_id[p.posed].tolist() and len(_learnable(p)) == n - 2
+    assert len(limit_people(p, n - 2).images) == len(p.images) and sum(p.learnable) == sum(sum(q.learnable) for q in split_poses(p))
 
 
 def test_limit_passes_over_broken_images(official):
@@ -192,6 +205,30 @@ def test_writing_stays_inside_the_folder(tmp_path):
     out = tmp_path / "out"
     write_coco(load_data(src, "all"), out)
     assert len(list((out / "train2017").iterdir())) == 4 and len(load_data(out, "all").images) == 4
+
+
+def test_names_never_collide(tmp_path):
+    "A name that was made up may be another image's own; every image keeps its pixels, the json names them, and without some of them it says the same."
+    d = coco(n=4); names = ["a.jpg", "3_a.jpg", "/x/a.jpg", "b/A.jpg"]
+    for n, (im, name) in enumerate(zip(d["images"], names)):
+        im.update(file_name=name, path=str(tmp_path / f"{n}.png")); cv2.imwrite(im["path"], np.full((40, 60, 3), 50 * n, np.uint8))
+    for gone in (False, True):
+        out = tmp_path / f"out{gone}"; write_set(dict(train=Poses.from_coco(d)), "coco", out)
+        got = {im["id"]: im["file_name"] for im in json.loads((out / "annotations/person_keypoints_train2017.json").read_text())["images"]}
+        assert got == {1: "a.jpg", 2: "3_a.jpg", 3: "3__a.jpg", 4: "b/A.jpg"}
+        for n in range(gone, 4): assert (out / "train2017" / got[n + 1]).read_bytes() == (tmp_path / f"{n}.png").read_bytes()
+        (tmp_path / "0.png").unlink(missing_ok=True)
+
+
+def test_images_in_folders_some_of_them_missing(tmp_path):
+    "One name in two folders, a third image missing: files lie where the json says."
+    d = coco(n=3)
+    for im, name in zip(d["images"], ("a/1.png", "b/1.png", "gone.png")): im["file_name"] = name
+    write(tmp_path / "in/labels.json", tmp_path / "in", d); (tmp_path / "in/gone.png").unlink()
+    got = convert_set(tmp_path / "in", "coco", tmp_path / "out"); again = load_data(tmp_path / "out", "all")
+    assert got["splits"]["train"]["images_there"] == 2 and got["lost"] == {"images that are not there: only their records are written": 1}
+    assert [Path(im["path"]).relative_to(tmp_path / "out").as_posix() for im in again.images] == ["train2017/a/1.png", "train2017/b/1.png"]
+    assert all(Path(im["path"]).read_bytes() == (tmp_path / "in" / im["file_name"]).read_bytes() for im in again.images)
 
 
 def shared(*parts):

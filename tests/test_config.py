@@ -142,3 +142,20 @@ def test_the_folder_of_a_run_stands_for_its_record(home):
     record(make_plan(gpu='tiny', data='synth', name='a', chapters='00,01', params=dict(seed=3))); again = make_plan(config=home/'runs'/'a', name='b')
     assert again.steps[1][2]['seed'] == 3
     with pytest.raises(PoseError, match='config.json of a run'): make_plan(config=home/'runs', name='b')
+
+
+def test_chapters_that_were_run_one_by_one_are_repeated_with_their_own_values(home):
+    record(make_plan(gpu='tiny', name='a', chapters='01', params=dict(steps=100, seed=3))); record(make_plan(gpu='cpu', name='a', chapters='02', params=dict(steps=500, seed=3))); record(make_plan(name='a', chapters='04', params=dict(seed=3)))
+    again = {s: ps for s, _, ps in make_plan(config=home/'runs'/'a', name='b').steps}
+    assert [(again[c].get('steps'), again[c].get('gpu'), again[c]['run'], again[c]['seed']) for c in ('01_stage1', '02_ssl', '04_vae')] == [(100, 'tiny', 'b', 3), (500, 'cpu', 'b', 3), (None, None, 'b', 3)]
+    asked = {s: ps for s, _, ps in make_plan(config=home/'runs'/'a', name='b', gpu='tiny', chapters='00,02,04', params=dict(steps=7)).steps}
+    assert [(asked[c].get('steps'), asked[c]['gpu'], asked[c]['seed']) for c in asked] == [(None, 'tiny', 3), (7, 'tiny', 3), (7, 'tiny', 3)] # what is said now wins; a chapter without a record has what all agree on
+    d = json.loads((home/'runs'/'a'/'config.json').read_text()); d['parameters']['01_stage1']['stepz'] = 1; (home/'odd.json').write_text(json.dumps(d))
+    with pytest.raises(PoseError, match="did you mean 'steps'"): make_plan(config=home/'odd.json', name='b')
+
+
+def test_what_yaml_cannot_convert_is_refused_and_dates_are_words(home):
+    assert make_plan(config=written(home, 'name: 2024-13-45\nchapters: "00"\n')).name == '2024-13-45'
+    assert make_plan(config=written(home, 'name: 2024-11-30\nchapters: "00"\n')).name == '2024-11-30'
+    with pytest.raises(PoseError, match='not valid YAML.*ten'): make_plan(config=written(home, 'seed: !!int ten\n'), name='a')
+    with pytest.raises(PoseError, match="model.pretrained_path: there are no such weights; found '123'"): make_plan(config=written(home, 'model: {pretrained_path: 123}\n'), name='a', chapters='01')

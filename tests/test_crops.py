@@ -34,7 +34,7 @@ def people(n=6, size=(240, 200), on_disk=None):
 
 def views(aug, store, rows, family='udp', seed=0):
     rows = np.asarray(rows); p = store.people
-    return draw_views(aug, store.center[rows], store.scale[rows], p.xy[rows], p.labelled[rows], rows, 0*rows, seed, COCO, store.input_hw, family, store.padding)
+    return draw_views(aug, store.center[rows], store.scale[rows], p.xy[rows], p.labelled[rows], rows, 0*rows, seed, COCO, store.input_hw, family)
 
 
 @pytest.mark.parametrize('family', ['udp', 'classic'])

@@ -127,6 +127,17 @@ def test_odd_results_get_a_sentence(results):
     else: assert why["left"] or why["steps"]
 
 
+@pytest.mark.parametrize("key, value", [(k, v) for k in ("image_id", "category_id") for v in (float("nan"), float("inf"), 1e300, [1], {"id": 1}, None, True)])
+def test_what_is_no_id_is_unknown(key, value):
+    "In the results and in the truth: the rest is measured as if the row were for an image or a category that nobody knows."
+    truth, res = make_people(3, 2, get_skeleton("coco17")).to_coco(), make_people(3, 2, get_skeleton("coco17"), noise=1., predictions=True).to_results()
+    good = explain_results(truth, res)["ap"]; bad = copy.deepcopy(res); bad[0][key] = value
+    assert 0 < explain_results(truth, bad)["ap_corrected"] <= good + 1e-9
+    truth["annotations" if key == "category_id" else "images"][0]["category_id" if key == "category_id" else "id"] = value
+    try: explain_results(truth, res)
+    except PoseError as e: assert e.what
+
+
 # ---- page
 
 def test_the_page_is_one_file_without_a_network(tmp_path):

@@ -115,3 +115,9 @@ def test_without_a_detector_one_person_is_assumed_and_said(three, monkeypatch, t
     r = Estimator()(three[0]); h, w = r.image.shape[:2]
     assert len(r) == 1 and r.boxes.tolist() == [[0, 0, w, h]] and r.boxes_from == 'whole image'
     assert 'one person assumed; pass --boxes' in str(r) and re.search(r'AP 0\.\d\d', str(r))
+
+
+def test_a_device_that_is_not_there_is_refused_before_weights_are_read(monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    with pytest.raises(PoseError, match='device: this device is not there; found .cuda.'): Estimator('no/such/run', device='cuda')
+    with pytest.raises(PoseError, match='unknown device'): Estimator(device='gpu')

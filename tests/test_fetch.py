@@ -392,8 +392,31 @@ def test_download_unlabeled(coco, capsys, tmp_path):
     assert code == 0 and left(tmp_path/'data'/'coco'/'images'/'val2017') == ['000000000001.jpg', '000000000002.jpg']
 
 
+def test_connections_are_those_that_were_asked_for(coco, capsys, monkeypatch):
+    from posellm.data import download as D
+    seen = []; pool = D.ThreadPoolExecutor; monkeypatch.setattr(D, 'ThreadPoolExecutor', lambda n: (seen.append(n), pool(n))[1])
+    for argv in (['coco-unlabeled', '-n', '3'], ['coco-val', '--ids', '1'], ['coco-unlabeled', '--ids', '7']): call(['download', *argv, '--connections', '2', '--json'], capsys)
+    call(['download', 'coco-val', '--ids', '2', '--json'], capsys)
+    assert seen == [2, 2, 2, 8]
+
+
+def test_the_download_ends_with_the_command_that_uses_it(coco, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv('POSELLM_DATA', str(tmp_path/'my data'))
+    code, text = call(['download', 'coco-unlabeled', '-n', '2'], capsys)
+    assert code == 0 and text.strip().endswith(f"posellm run --data DATA -p unlabeled '{tmp_path/'my data'/'external'/'coco_unlabeled'}' -p boxes auto")
+
+
+def test_failures_are_counted_as_they_were(tmp_path):
+    "Of 60 photographs 2 are here, 5 come and the rest fails: who was never asked for is not called here."
+    from posellm.data.download import get_photos
+    records = [dict(file_name=f'{i:012d}.jpg') for i in range(60)]; data = jpeg(16, 16)
+    for r in records[:2]: (tmp_path/r['file_name']).write_bytes(data)
+    with Server({f'/{r["file_name"]}': Answer(data) for r in records[:7]}) as s, pytest.raises(PoseError) as e: get_photos(records, [s.url('')], tmp_path, connections=1, **QUICK)
+    assert str(e.value).count('21 of 26 photographs that were asked for could not be fetched; of 60 in all, 7 are here, 32 were not asked for') == 1 and len(left(tmp_path)) == 7
+
+
 @pytest.mark.parametrize('argv, words', [(['download', 'cocoo'], "did you mean 'coco'"), (['download', 'weights'], 'which weights'), (['download', 'weights', 'vitpose'], 'did you mean'), (['download', 'weights', 'sapiens_1b'], '--accept'),
-                                         (['download', 'coco-val', '--ids', 'x'], 'not an image id'), (['download', 'papers', 'nope'], 'unknown')])
+                                         (['download', 'coco-val', '--ids', 'x'], 'not an image id'), (['download', 'coco-val', '--ids', '²'], 'not an image id'), (['download', 'coco-val', '--ids', '9'*5000], 'not an image id'), (['download', 'papers', 'nope'], 'unknown')])
 def test_download_says_what_is_wrong(argv, words, capsys, monkeypatch):
     monkeypatch.setenv('POSELLM_OFFLINE', '1')
     code, text = call(argv, capsys)

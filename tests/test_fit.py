@@ -69,7 +69,8 @@ def test_overfits_eight_people(tmp_path):
     assert h.rows[0]['row'] == 'unchanged' and h.rows[0]['ap'] < .2
     assert h.rows[-1]['row'] == 'phase2' and h.rows[-1]['ap'] > .85, h.rows[-1]['stats']
     names = {f.name for f in tmp_path.iterdir()}
-    assert {'model.safetensors', 'model.json', 'last.ckpt', 'history.jsonl', 'results_unchanged.json', 'results_phase2.json', 'checkpoint_epoch_5.ckpt'} <= names
+    assert {'model.safetensors', 'model.json', 'last.ckpt', 'history.jsonl', 'results_unchanged.json', 'results_phase2.json', 'checkpoint_epoch_140.ckpt'} <= names
+    assert [n for n in sorted(names) if n.startswith('checkpoint_epoch_')] == [f'checkpoint_epoch_{e}.ckpt' for e in (120, 125, 130, 135, 140)] # the newest: eight people are passed quickly
     again = net(seed=5); load_weights(again, tmp_path)
     assert equal(again.state_dict(), model.state_dict()) # the model ends with the weights that were kept
     assert np.allclose(predict_poses(again, p, flip=False, read=drawn, precision='fp32').xy, Poses.from_results(tmp_path/'results_phase2.json', p).xy, atol=1e-3)
@@ -145,6 +146,10 @@ def test_resume_refuses_what_does_not_belong(tmp_path):
     (tmp_path/'last.ckpt').write_bytes((tmp_path/'last.ckpt').read_bytes()[:999])
     with pytest.raises(PoseError) as e: fit(net(), p, None, cfg, tmp_path, resume=True, read=drawn)
     assert 'last.ckpt' in str(e.value)
+
+
+def test_resume_needs_a_folder():
+    with pytest.raises(PoseError, match='run_dir: without a run folder there is nothing to go on from'): fit(net(), people(2), None, settings((1, 1)), resume=True, read=drawn)
 
 
 def test_a_nan_is_caught_before_it_reaches_weights_or_average(tmp_path, monkeypatch):

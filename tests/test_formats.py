@@ -292,6 +292,14 @@ def test_what_yolo_tools_ask_of_a_file(tmp_path):
     assert q.skeleton == p.skeleton and len(q) == len(p) and ('keypoints outside the image: written as not labelled' in got['lost']) == bool(((q.vis > 0).sum() < (p.vis > 0).sum()))
 
 
+def test_a_table_of_sizes_holds_any_name(tmp_path):
+    names = ['a,b.jpg', 'say "x".jpg', 'plain.jpg']
+    p = read(lay(tmp_path / 'in', make('coco'))); p = p.take_images([im['id'] for im in p.images[:3]])
+    for im, name in zip(p.images, names): im.update(file_name=name, width=W, height=H)
+    write_set(dict(train=p), 'yolo', tmp_path / 'out', 'none')
+    assert {im['file_name'] for im in read(tmp_path / 'out').images} == {f'train/{n}' for n in names[:len(p.images)]}
+
+
 def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     made = make('coco')
     p = read(lay(tmp_path / 'in', made))

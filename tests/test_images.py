@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 
 from posellm.core.errors import PoseError
 from posellm.core.paths import shared_data
-from posellm.data.images import (Header, decode_image, image_kind, image_size, parse_header, read_header, read_image, read_record, turn_image, which_turn)
+from posellm.data.images import (IMAGE_SUFFIXES, Header, decode_image, image_kind, image_size, parse_header, read_header, read_image, read_record, turn_image, which_turn)
 
 RGB = np.full((40, 60, 3), 90, np.uint8)
 RGB[:, :20] = 200, 30, 10
@@ -35,7 +35,23 @@ def jpeg_with_exif(orientation, order="<", thumbnail=b""):
 def png_chunk(name, body): return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".gif", ".tif"])
+def test_a_folder_holds_the_same_images_for_everybody(tmp_path):
+    "Every suffix in either case is an image to the estimator, to YOLO's reader, to the layout, to `explain` and to the unlabelled part."
+    from posellm.app.cli_words import _images_in
+    from posellm.app.estimator import sources_of
+    from posellm.data.layout import find_images
+    from posellm.data.yolo import find_yolo
+    from posellm.ssl.unlabelled import images_at
+    (folder := tmp_path / "images/train").mkdir(parents=True); (tmp_path / "labels/train").mkdir(parents=True)
+    names = {f"{k}{i}{s.upper() if i else s}" for k, s in enumerate(IMAGE_SUFFIXES) for i in (0, 1)}
+    for n in names: (folder / n).write_bytes(encode(n[n.rindex("."):].lower())); (tmp_path / f"labels/train/{n[:2]}.txt").write_text("")
+    (folder / "notes.doc").write_bytes(b"")
+    assert {f.name for f in sources_of(folder)} == {im["file_name"] for im in images_at(folder).images} == set(_images_in(folder)) == {image.name for _, image, _ in find_yolo(tmp_path).splits["train"]} == names
+    for s in IMAGE_SUFFIXES:
+        (tmp_path / s / "train").mkdir(parents=True); (tmp_path / s / "train" / f"a{s}").write_bytes(b""); assert find_images(tmp_path / s, tmp_path / s / "train.json") == tmp_path / s / "train"
+
+
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
 def test_every_format(tmp_path, suffix):
     p = tmp_path / f"wrongly_named{suffix}.dat"  # the name plays no part
     p.write_bytes(encode(suffix))

@@ -253,6 +253,20 @@ def test_injection_from_end_to_end(tmp_path, capsys, monkeypatch, sees):
     if not sees: assert json.loads((tmp_path/'evil'/'out'/'people.json').read_text())[0]['people'][0]['dropped'][1]['text'] == f'{EVIL}.'
 
 
+def test_facts_are_stated_on_the_photograph_that_was_named(tmp_path):
+    "Image 1 is called beach.png and is missing: party_1.png is not taken for it. Where nobody names images, the number counts, unless two names end in it."
+    from posellm.app.cli_words import people_of
+    file = photographs(tmp_path, False); pics, doc = tmp_path/'pics', json.loads(file.read_text()); one, two = doc['images']
+    (pics/one['file_name']).rename(pics/f'party_{one["id"]}.png'); (pics/'x_².png').write_bytes(b'')
+    one['file_name'] = 'beach.png'; file.write_text(json.dumps(doc))
+    assert ['path' in im for im in people_of(file, pics).images] == [False, True]
+    results = [dict(image_id=im['id'], category_id=1, keypoints=[9.]*51, score=1.) for im in (one, two)]; (tmp_path/'r.json').write_text(json.dumps(results))
+    assert ['path' in im for im in people_of(tmp_path/'r.json', pics, file).images] == [False, True]
+    assert [Path(im['path']).name for im in people_of(tmp_path/'r.json', pics).images] == [f'party_{one["id"]}.png', two['file_name']]
+    (pics/f'again_{one["id"]}.png').write_bytes(b''); assert ['path' in im for im in people_of(tmp_path/'r.json', pics).images] == [False, True]
+    (tmp_path/'images.json').write_text(json.dumps([one, two])); assert ['path' in im for im in people_of(tmp_path/'r.json', pics).images] == [False, True]
+
+
 # --- servers ----------------------------------------------------------------------------------------------------------------------------
 
 def test_a_server_that_is_down_costs_little_for_many_people():

@@ -58,6 +58,7 @@ def _weights(f:dict, file): # what to start from; chapters run in another folder
     path = f.get('model.pretrained_path')
     if not f.get('model.pretrained', True): return 'none'
     if path is None: return 'auto'
+    path = str(path) # YAML reads 123 as a number
     if (p := Path(path).expanduser()).exists(): return str(p.absolute())
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', path) or p.suffix in ('.pth', '.pt', '.pt2', '.ckpt', '.bin', '.onnx', '.safetensors'): raise PoseError('there are no such weights', file=file, field='model.pretrained_path', found=path, allowed='a file, or OWNER/NAME of the hub', todo='check the path')
     return f'hub:{path}' # OWNER/NAME of the hub
@@ -143,22 +144,27 @@ def translate(
     return out | {k: v for k, v in (('over', over), ('phases', {p: v for p, v in phases.items() if v})) if v}, said
 
 # %% ../../nbs/app/02a_config.ipynb #7f1f6635
-def recorded(d:dict, file) -> dict: # own keys and parameters
-    "Settings from the config.json of an earlier run."
+def recorded(d:dict, file) -> tuple: # own keys and parameters on which the chapters agree; {chapter: parameters}
+    "Settings from the config.json of an earlier run. Chapters may have been run one by one, with different values of one name."
     given = d.get('parameters')
     if not given: raise PoseError('this run was not made by posellm run, so what its chapters were given is not recorded', file=file, field='parameters', todo='write a YAML file with the settings shown in its chapters')
-    out = {k: v for ps in given.values() for k, v in ps.items() if k not in ('resume', 'force')}
-    if out.get('gpu') == 'auto': out['gpu'] = next((c['preset'] if isinstance(c['preset'], str) else c['preset']['name'] for c in d.get('chapters', {}).values() if 'preset' in c), 'auto')
-    return out | dict(chapters=list(given))
+    used = {c: r['preset'] if isinstance(r['preset'], str) else r['preset']['name'] for c, r in d.get('chapters', {}).items() if 'preset' in r}
+    each = {c: {k: v for k, v in ps.items() if k not in ('run', 'resume', 'force')} for c, ps in given.items()}
+    for c, ps in each.items():
+        if ps.get('gpu') == 'auto': ps['gpu'] = used.get(c) or next(iter(used.values()), 'auto')
+    run, values = {k: v for ps in given.values() for k, v in ps.items() if k == 'run'}, {}
+    for ps in each.values():
+        for k, v in ps.items(): values.setdefault(k, []).append(v)
+    return {k: v[0] for k, v in values.items() if all(x == v[0] for x in v)} | run | dict(chapters=list(given)), each
 
 # %% ../../nbs/app/02a_config.ipynb #3580099f
 def read_config(
     file, # YAML, or the config.json of a run
 ) -> tuple: # (own settings, parameters of chapters, parameters that come from a source project's keys)
-    "A run's settings from a file; `run` is another word for `name`."
-    d = _parse(Path(file))
-    if 'schema' in d and 'versions' in d: d = recorded(d, file)
-    f = flatten(d); theirs = {k: v for k, v in f.items() if k in source_keys()}
+    "A run's settings from a file; `run` is another word for `name`. Of a run's record, own settings have `each`: what every chapter was given."
+    d, each = _parse(Path(file)), None
+    if 'schema' in d and 'versions' in d: d, each = recorded(d, file)
+    f = d if each else flatten(d); theirs = {k: v for k, v in f.items() if k in source_keys()}
     for k in f:
         if '.' in k and k not in theirs: raise unknown('key', k, [*own_keys, *own_blocks, *source_keys()], file=file)
     foreign, said = translate(theirs, file) if theirs else ({}, [])
@@ -167,6 +173,7 @@ def read_config(
     if any(k in ours for k in own_blocks): checked_blocks(ours, file)
     own = {k: v for k, v in (foreign | ours).items() if k in own_keys}
     if 'run' in own: own.setdefault('name', own.pop('run'))
+    if each: own['each'] = each
     return own, {k: v for k, v in ours.items() if k not in own_keys}, {k: v for k, v in foreign.items() if k not in own_keys and k not in ours}
 
 def _strict(file): # a reader that refuses a key given twice, where YAML's would let the last one win
@@ -177,6 +184,7 @@ def _strict(file): # a reader that refuses a key given twice, where YAML's would
         if again is not None: raise PoseError('the same key twice', file=file, field=f'line {node.value[again][0].start_mark.line + 1}', found=keys[again], todo='keep one of the two')
         loader.flatten_mapping(node); return loader.construct_mapping(node, deep=True)
     Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    Strict.add_constructor('tag:yaml.org,2002:timestamp', yaml.SafeLoader.construct_yaml_str) # no setting is a date, and a run may be called 2024-11-30
     return Strict
 
 def _parse(file) -> dict:
@@ -184,7 +192,8 @@ def _parse(file) -> dict:
     if file.is_dir() and (file/'config.json').is_file(): file = file/'config.json' # the folder of a run stands for its record
     if not file.is_file(): raise PoseError('there is no such file', file=file, field='config', allowed='a YAML file, or the folder or config.json of a run', todo='check the path; examples stand in configs/')
     try: d = yaml.load(file.read_text(encoding='utf8'), _strict(file)) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
+    except PoseError: raise # is a ValueError too
+    except (yaml.YAMLError, ValueError) as e: # ValueError: not UTF-8, or `!!int ten`
         mark = getattr(e, 'problem_mark', None)
         raise PoseError('not valid YAML', file=file, field=mark and f'line {mark.line + 1}', found=getattr(e, 'problem', None) or e, todo='write one `key: value` a line') from e
     if not isinstance(d, dict): raise PoseError('a configuration is a list of `key: value` lines', file=file, found=type(d).__name__, allowed='key: value')

@@ -12,6 +12,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from .options import Json
 from ..core.errors import PoseError
 
 # %% ../../nbs/app/07_convert.ipynb #a5c2fdd4
@@ -90,7 +91,7 @@ def convert(
     images: Annotated[str, typer.Option(metavar='copy|link|none', help='What to do with the image files.')] = 'copy',
     cvat_labels: Annotated[Optional[str], typer.Option('--cvat-labels', metavar='SKELETON', help='Write the labels of a new CVAT project for this skeleton, e.g. coco17, to --out, and stop.')] = None,
     formats: Annotated[bool, typer.Option('--formats', help='List the formats that are read and written, and stop.')] = False,
-    as_json: Annotated[bool, typer.Option('--json', help='Print one JSON object on stdout.')] = False,
+    as_json: Json = False,
 ):
     "Read a data set of any known format and write it as COCO, YOLO or CVAT."
     from posellm.app.cli import emit

@@ -112,7 +112,7 @@ def _toctree(caption, pages):
 # %% ../../nbs/app/09_docs.ipynb #d60bcc05
 def relinked(
     text:str, # Markdown
-    source:str, # its file in the clone, e.g. nbs/viz/04_draw.ipynb
+    source:str, # its file in the clone, e.g. nbs/viz/01_draw.ipynb
     page:str, # its file in the site, e.g. viz/draw.ipynb
     pages:dict, # file in the clone -> file in the site
 )->str:

@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 
 from .result import Result
-from ..core.files import write_atomic, write_json
+from ..core.errors import PoseError
+from ..core.files import check_out, write_atomic, write_json
 from ..core.paths import assets
 from ..explain.schema import POSTURES, category
 
@@ -69,18 +70,23 @@ def save_results(
     out, # folder
     overlays:bool=True, # also pictures and the gallery
     title:str='People in pictures', skipped=None, # skipped: a list that fills while the results come
+    given=(), # files that are read, and folders of pictures that are: nothing is written over the ones, and nothing drawn into the others
 ) -> dict: # counts
-    "COCO results, readable JSON, overlays and a gallery of many images, in `out`."
-    out = Path(out); out.mkdir(parents=True, exist_ok=True); pages = out/'pictures'
+    "COCO results, readable JSON, overlays and a gallery of many images, in `out`. Raises `PoseError` where that would change what is `given`."
+    out = Path(out); pages, files = out/'pictures', [out/f'{x}.json' for x in ('results', 'images', 'people')]; check_out(files, given)
+    if overlays and {out.resolve(), pages.resolve()} & {Path(g).resolve() for g in given if g}: raise PoseError('pictures that are read lie in this folder', field='--out', found=str(out), todo='choose another folder: nothing is drawn among your pictures')
+    out.mkdir(parents=True, exist_ok=True)
     if overlays: pages.mkdir(exist_ok=True)
     coco, images, plain, stems, cards, last = [], [], [], set(), [], None
     for n, r in enumerate(results, 1):
-        h, w = r.image.shape[:2]; stem = Path(r.file).stem + ('' if r.frame is None else f'_{r.frame:06d}'); stem = stem if stem not in stems else f'{stem}_{n}'; stems.add(stem)
+        h, w = r.image.shape[:2]; stem = Path(r.file).stem + ('' if r.frame is None else f'_{r.frame:06d}'); base, k = stem, n
+        while stem.lower() in stems: stem, k = f'{base}_{k}', k + 1
+        stems.add(stem.lower())
         images.append(dict(id=n, file_name=r.file, width=w, height=h, **({} if r.frame is None else dict(frame=r.frame)))); coco += [{**x, 'image_id': n} for x in r.to_coco()]; plain.append(r.to_json()); last = (r.model, r.boxes_from, r.note or '')
         if overlays:
             ok, data = cv2.imencode('.jpg', r.plot()[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90]); write_atomic(out/f'{stem}_pose.jpg', data.tobytes())
             cards.append(card_of(r, f'pictures/{n:06d}.jpg', small_copy(r.image, pages/f'{n:06d}.jpg'), r.file if r.frame is None else f'{r.file}, frame {r.frame}'))
-    write_json(out/'results.json', coco); write_json(out/'images.json', images); write_json(out/'people.json', plain, indent=1)
+    for f, what in zip(files, (coco, images, plain)): write_json(f, what, indent=1 if what is plain else None)
     page = {}
     if overlays and images: page = dict(gallery=str(write_page(cards, out/'gallery.html', title, [str(e) for e in skipped or ()], *last)))
     return dict(images=len(images), people=len(coco), out=str(out), **page)

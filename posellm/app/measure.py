@@ -40,7 +40,7 @@ def measure_files(
 # %% ../../nbs/app/03a_measure.ipynb #89eb28d0
 def people_to_find(truth:Poses, boxes) -> tuple: # (Poses with boxes, what boxes)
     "Whom the model is asked about: the true boxes, or those of a detector or a file."
-    if boxes == 'truth': return truth[truth.labelled.any(1) & ~truth.iscrowd], 'ground-truth boxes'
+    if boxes == 'truth': return truth[truth.posed], 'ground-truth boxes'
     from posellm.app.estimator import people_from_boxes
     from posellm.core.log import Progress
     from posellm.data.images import read_image

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.files import read_json, write_atomic
+from ..core.files import jpeg_uri, read_json, write_atomic
 from ..core.paths import assets
 from ..core.run import check_schema
 from ..data.guard import uses_of_run
@@ -72,9 +72,7 @@ def processor() -> str:
 
 def data_uri(picture) -> str: # figure or RGB uint8
     "A picture inside the page."
-    if isinstance(picture, np.ndarray):
-        import cv2
-        return 'data:image/jpeg;base64,' + base64.b64encode(cv2.imencode('.jpg', picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()).decode()
+    if isinstance(picture, np.ndarray): return jpeg_uri(picture)
     return 'data:image/png;base64,' + base64.b64encode(to_png(picture)).decode()
 
 # %% ../../nbs/app/01_report.ipynb #1bffba64

@@ -102,7 +102,7 @@ def check_data() -> list: # rows
 def check_weights() -> list: # rows
     "Weights and detectors that lie on this disk."
     have = [n for kind in ('weights', 'detector') for n, e in entries(kind).items() if e.path.is_file()]
-    return [_row('weights', 'ok' if have else 'note', ', '.join(have) or 'none in data/pretrained', '' if have else 'posellm download weights NAME; chapters 00, 01 and 06 do without')]
+    return [_row('weights', 'ok' if have else 'note', ', '.join(have) or 'none in data/pretrained', '' if have else 'posellm download weights NAME; every chapter also runs without')]
 
 # %% ../../nbs/app/06_setup.ipynb #41a0bc2b
 original = dict(model='vit_large', input_hw=(512, 384), heatmap=(128, 96), batch=32, accumulate=1, precision='bf16', workers=4, checkpointing=False)
@@ -129,7 +129,7 @@ def look(gpu:str='auto') -> dict: # rows, settings, next, ready
     mend, coco = [r for r in rows if r['state'] == 'mend'], all(r['state'] == 'ok' for r in data[:3])
     if mend: todo = mend[0]['remedy']
     elif coco and m.device != 'cpu': todo = f'posellm run --gpu {name} --data {data_root()/"coco"} --name first'
-    else: todo = f'posellm run --gpu {name} --data synth --name demo --chapters 00,01,06'
+    else: todo = f'posellm run --gpu {name} --data synth --name demo'
     return dict(ready=not mend, machine=dict(system=platform.platform(), device=m.device, card=m.card, vram_gib=round(m.vram_gib, 1), bf16=m.bf16, cores=m.cores), preset=name, notes=notes, rows=rows, settings=table, next=todo)
 
 def as_text(found) -> list: # lines, plain ASCII: consoles of every system show them

@@ -103,7 +103,7 @@ def _names(root, label) -> list:
     return list(dict.fromkeys([t for t in told if t] + seen))
 
 # %% ../../nbs/data/46_cvat.ipynb #7b8d2849
-def _label(n_file, root, wanted=None) -> str:
+def _label(n_file, root) -> str:
     labels = sorted(x for x in _skeleton_labels(root) if x)
     if len(labels) > 1 and 'person' not in labels: raise PoseError('several skeletons in one file', file=n_file, field='label', found=', '.join(labels)[:80], allowed='one, or one called person', todo='export them one by one')
     return 'person' if 'person' in labels or not labels else labels[0]

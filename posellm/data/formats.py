@@ -117,7 +117,7 @@ def _first_is_labelme(f) -> bool: # the picture inside may come before the shape
 def _read_labelme(files, folder, skeleton=None): return read_labelme(files, folder, skeleton)
 
 # %% ../../nbs/data/47_formats.ipynb #eca66427
-def _fixed(read, name):
+def _fixed(read):
     "A reader of a format whose skeleton is fixed: another one is refused."
     def f(file, skeleton=None):
         poses, done = read(file)
@@ -135,7 +135,7 @@ def _lists(path, kind, read, what) -> dict:
     if kind == 'aic' and len(files) > 1: files = [f for f in files if b'"human_annotations"' in head(f)] or files # predictions have no boxes
     splits = {split_name(files[0])[0]: files[0]} if len(files) == 1 else one_per_split(files, what, path)
     root = path if path.is_dir() else path.parent
-    return {s: Part(f, find_images(root, f), partial(_fixed(read, what), f)) for s, f in splits.items()}
+    return {s: Part(f, find_images(root, f), partial(_fixed(read), f)) for s, f in splits.items()}
 
 def _variables(file) -> list:
     "Names in a MATLAB file, ['?'] where it is damaged: the reader says how."
@@ -147,7 +147,7 @@ def _mats(path): return [path] if path.is_file() and path.suffix.lower() == '.ma
 def _find_lsp(path) -> dict:
     files = [f for f in _mats(path) if 'joints' in (v := _variables(f)) or v == ['?'] and f.name == 'joints.mat']
     if len(files) > 1: raise PoseError('several files of LSP', file=path, found=', '.join(f.name for f in files), todo='pass the one that is meant')
-    return {'train': Part(files[0], find_images(files[0].parent, files[0]), partial(_fixed(read_lsp, 'lsp'), files[0]))} if files else {}
+    return {'train': Part(files[0], find_images(files[0].parent, files[0]), partial(_fixed(read_lsp), files[0]))} if files else {}
 
 # %% ../../nbs/data/47_formats.ipynb #af4cbc22
 def _find_mpii(path) -> dict:
@@ -159,13 +159,13 @@ def _find_mpii(path) -> dict:
     for f, read in mats + h5s:
         s = split_name(f)[0]
         if s in parts: raise PoseError(f'several files could be the {s} part', file=path, found=f'{parts[s].file.name}, {f.name}', todo='pass the file that is meant')
-        parts[s] = Part(f, find_images(root, f), partial(_fixed(read, 'mpii'), f))
+        parts[s] = Part(f, find_images(root, f), partial(_fixed(read), f))
     return parts
 
 def _find_npz(path) -> dict:
     files = [path] if path.is_file() and path.suffix.lower() == '.npz' else sorted(path.glob('*.npz')) if path.is_dir() else []
     if len(files) > 1: raise PoseError('several .npz files', file=path, found=', '.join(f.name for f in files[:5]), todo='pass the one that is meant')
-    return {split_name(files[0])[0]: Part(files[0], find_images(files[0].parent, files[0]), partial(_fixed(read_h36m_npz, 'h36m-npz'), files[0]))} if files else {}
+    return {split_name(files[0])[0]: Part(files[0], find_images(files[0].parent, files[0]), partial(_fixed(read_h36m_npz), files[0]))} if files else {}
 
 def _sequences(folder) -> list:
     "All json objects of a folder in which at least one is a PoseTrack sequence."
@@ -178,7 +178,7 @@ def _find_posetrack(path) -> dict:
     if any(looks(f, 'coco') for f in (path/'annotations').glob('*.json')): return {} # a merged file is there
     return {w: Part(path/'annotations'/w, path, partial(_read_posetrack, path/'annotations'/w, fs)) for w in ('train', 'val', 'test') if (fs := _sequences(path/'annotations'/w))}
 
-def _read_posetrack(folder, files, skeleton=None): return _fixed(lambda f: read_posetrack(f, files), 'posetrack18')(folder, skeleton)
+def _read_posetrack(folder, files, skeleton=None): return _fixed(lambda f: read_posetrack(f, files))(folder, skeleton)
 
 # %% ../../nbs/data/47_formats.ipynb #589d69f6
 @dataclass(frozen=True)

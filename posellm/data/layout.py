@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..core.errors import PoseError
+from .images import IMAGE_SUFFIXES
 
 # %% ../../nbs/data/00a_layout.ipynb #20492d11
 SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test", "calib": "calib", "extra": "extra", "unlabeled": "unlabeled", "unlabelled": "unlabeled"}
-_image_suffixes = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
 def split_name(
     file, # annotation file
@@ -58,7 +58,7 @@ def find_annotations(
 
 # %% ../../nbs/data/00a_layout.ipynb #80b9ea7f
 def _has_images(folder: Path) -> bool:
-    try: return any(Path(e.name).suffix.lower() in _image_suffixes for e, _ in zip(os.scandir(folder), range(5000)))
+    try: return any(Path(e.name).suffix.lower() in IMAGE_SUFFIXES for e, _ in zip(os.scandir(folder), range(5000)))
     except OSError: return False
 
 def find_images(
@@ -71,6 +71,8 @@ def find_images(
     places = [f"{a}{b}{c}" for b in dict.fromkeys((word, split, long)) for a in ("", "images/") for c in ("", "/data", "/images")]
     for p in [*places, "raw", "images", "data", "imgs", ""]:
         if _has_images(root/p): return root/p
+    for p in places: # images in folders of their own, one for each camera or video
+        if any(_has_images(d) for d, _ in zip(sorted((root/p).glob("*/")), range(100))): return root/p
     return Path(file).parent if _has_images(Path(file).parent) else root/"images" if (root/"images").is_dir() else root
 
 def find_layout(
@@ -92,7 +94,7 @@ def _index(root: Path, most=300_000) -> dict:
     for folder, dirs, files in os.walk(root):
         dirs.sort()
         for f in files:
-            if Path(f).suffix.lower() in _image_suffixes: out[f] = None if f in out else os.path.join(folder, f)
+            if Path(f).suffix.lower() in IMAGE_SUFFIXES: out[f] = None if f in out else os.path.join(folder, f)
         n += len(files)
         if n > most: break
     return out

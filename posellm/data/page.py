@@ -6,13 +6,12 @@
 __all__ = ['pictures_of', 'write_page']
 
 # %% ../../nbs/data/05a_page.ipynb #03be2c08
-import base64
 from pathlib import Path
 
 import numpy as np
 
 from ..core.errors import PoseError
-from ..core.files import write_atomic
+from ..core.files import jpeg_uri, write_atomic
 from ..core.paths import assets
 from .findings import Report
 from .remedies import REMEDIES
@@ -20,10 +19,6 @@ from .sheet import data_sheet, draw_person, sample_people, sheet_lines
 from .why import _num, why_lines
 
 # %% ../../nbs/data/05a_page.ipynb #c3122d20
-def _uri(image) -> str:
-    import cv2
-    return "data:image/jpeg;base64," + base64.b64encode(cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])[1].tobytes()).decode()
-
 def _small_image(case, i, side):
     "The image of an id, scaled down."
     import cv2
@@ -61,11 +56,11 @@ def _why_part(why):
 
 def _finding_part(f, cases) -> dict:
     return dict(id=f.id, severity=f.severity, split=f.split, count=f.count, why=f.why, todo=f.todo, examples=f.examples[:5], more=f.count - len(f.examples) if f.count > len(f.examples) >= 5 else 0,
-                fix=REMEDIES[f.id][0] if f.id in REMEDIES else "", pictures=[dict(src=_uri(p["image"]), caption=p["caption"]) for p in pictures_of(f, cases)])
+                fix=REMEDIES[f.id][0] if f.id in REMEDIES else "", pictures=[dict(src=jpeg_uri(p["image"], 82), caption=p["caption"]) for p in pictures_of(f, cases)])
 
 def _sheet_part(case, n, seed) -> dict:
     s = data_sheet(case); drawn = [(i, draw_person(case, i)) for i in sample_people(case, n, seed)]
-    return dict(name=case.split, lines=sheet_lines(s), joints=s["joints"][:40], pictures=[dict(src=_uri(x), caption=case.where(i)) for i, x in drawn if x is not None])
+    return dict(name=case.split, lines=sheet_lines(s), joints=s["joints"][:40], pictures=[dict(src=jpeg_uri(x, 82), caption=case.where(i)) for i, x in drawn if x is not None])
 
 def write_page(
     report:Report,

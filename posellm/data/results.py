@@ -68,9 +68,13 @@ def open_pair(
     return Pair({**t}, r, str(truth) if not isinstance(truth, dict) else "truth", str(results) if not isinstance(results, (list, dict)) else "results")
 
 # %% ../../nbs/data/04b_results.ipynb #55ade755
+def _scalar(v) -> bool:
+    "Could this be an id? Lists, objects and null cannot; they match nothing."
+    return isinstance(v, (int, float, str))
+
 def stops(pair: Pair) -> str: # the reason, '' where nothing does
     "Why COCO's evaluator would stop with an error instead of giving a number."
-    r, ids = pair.results, {im.get("id") for im in pair.truth["images"] if isinstance(im, dict)}
+    r, ids = pair.results, {im["id"] for im in pair.truth["images"] if isinstance(im, dict) and _scalar(im.get("id"))}
     if not isinstance(r, list): return "the results are no list"
     if any(not isinstance(x, dict) for x in r): return "a result is no object"
     anns = [a for a in pair.truth["annotations"] if isinstance(a, dict)]
@@ -124,14 +128,14 @@ def _(p):
     for x in p.results:
         v = x.get("image_id")
         if isinstance(v, str) and (i := known.get(v.strip(), known.get(v.strip().lstrip("0")))) is not None: x["image_id"] = i; n += 1
-        elif isinstance(v, float) and v == int(v): x["image_id"] = int(v); n += 1
+        elif isinstance(v, float) and v.is_integer() and is_id(int(v)): x["image_id"] = int(v); n += 1
     return (f"image_id of {n} results is text or a file name: it joins with no image", "results: image_id", "write the whole number that the truth gives the image") if n else None
 
 # %% ../../nbs/data/04b_results.ipynb #480870f1
 @form("category")
 def _(p):
-    own = Counter(a.get("category_id") for a in p.truth["annotations"] if isinstance(a, dict)); main = own.most_common(1)[0][0] if own else 1
-    bad = [x for x in p.results if x.get("category_id") not in own]
+    own = Counter(a["category_id"] for a in p.truth["annotations"] if isinstance(a, dict) and _scalar(a.get("category_id"))); main = own.most_common(1)[0][0] if own else 1
+    bad = [x for x in p.results if not _scalar(x.get("category_id")) or x["category_id"] not in own]
     for x in bad: x["category_id"] = main
     return (f"category_id of {len(bad)} results is not that of the truth ({main}): they are compared with nobody", "results: category_id", f"write category_id {main}") if bad else None
 

@@ -194,7 +194,7 @@ def _number_steps(t, p, most=4) -> tuple:
 
 def _left(t, p) -> list:
     "What is wrong beyond single fields, in sentences."
-    e = find_errors(t, p); n = e.count(); people = int((~t.iscrowd & (t.num_keypoints > 0)).sum()); k = max(sum(n[x] for x in ("good", "jitter", "inversion", "swap", "miss")), 1); out = []
+    e = find_errors(t, p); n = e.count(); people = int(t.posed.sum()); k = max(sum(n[x] for x in ("good", "jitter", "inversion", "swap", "miss")), 1); out = []
     if n["missed"] > .2*people: out.append(f"{n['missed']} of {people} people are matched by no prediction (boxes too few or elsewhere, another numbering of images)")
     for kind, what in (("miss", "far from their place"), ("jitter", "near their place but not on it"), ("inversion", "on the other side of the body"), ("swap", "on somebody else")):
         if n[kind] > .15*k: out.append(f"{100*n[kind]/k:.0f} % of the keypoints of matched people are {what}")

@@ -6,6 +6,8 @@
 __all__ = ['WRITERS', 'new_folder', 'flat_names', 'place', 'size_of', 'write_yolo', 'write_cvat', 'write_coco_set', 'write_set']
 
 # %% ../../nbs/data/48_writers.ipynb #a385e13a
+import csv
+import io
 import os
 import shutil
 import uuid
@@ -19,7 +21,7 @@ import numpy as np
 import yaml
 
 from ..core.errors import PoseError, unknown
-from ..core.files import need_space, write_atomic, write_json
+from ..core.files import free_name, need_space, write_atomic, write_json
 from .coco import write_coco
 from .cvat import label_set, skeleton_svg
 from .images import read_header
@@ -44,9 +46,7 @@ def flat_names(images) -> dict: # image id -> file name without folders
     out, used = {}, set()
     for im in images:
         base = im['file_name'].replace('\\', '/').split('/')[-1].replace(':', '_') or 'image'; stem, suffix = os.path.splitext(base)
-        if stem.lower() in used: stem = f"{im['id']}_{stem}"
-        while stem.lower() in used: stem += '_'
-        used.add(stem.lower()); out[im['id']] = stem + (suffix or '.jpg')
+        out[im['id']] = free_name(stem, used, im['id']) + (suffix or '.jpg')
     return out
 
 def place(images, names, folder, how, lost:Counter) -> int: # images that are there
@@ -66,7 +66,7 @@ def size_of(im, what) -> tuple:
     if os.path.isfile(im.get('path') or ''): return read_header(im['path']).shown
     raise PoseError(f'{what} needs the size of every image, and this one is neither recorded nor there', file=im.get('path'), field=f"image {im['file_name']}", todo='put the images beside their annotations')
 
-def _other_loss(p:Poses, lost, keeps=()):
+def _other_loss(p:Poses, lost):
     "What neither YOLO nor CVAT holds, counted."
     n = int((~p.iscrowd).sum())
     if p.area_source == 'annotation' and n: lost['areas that were measured (box times 0.53 stands in when they are read again)'] += n
@@ -101,17 +101,17 @@ def write_yolo(
     d = dict(path='.', **{k: f'images/{k}' for k in parts}, kpt_shape=[s.K, 3], **({'flip_idx': s.flip.tolist()} if s.flip is not None else {}), names={i - 1: names.get(c, 'person') for c, i in dense.items()}, kpt_names={i - 1: list(s.keypoints) for i in dense.values()})
     if s.flip is None: lost['flip_idx: left and right of this skeleton are unknown, so train with fliplr=0'] = 1
     with new_folder(out) as tmp:
-        rows = ['file,width,height']
+        text = io.StringIO(); rows = csv.writer(text, lineterminator='\n'); rows.writerow(('file', 'width', 'height')) # names may hold commas and quotes
         for split, p in parts.items():
             of, fn = {}, flat_names(p.images); (tmp/'labels'/split).mkdir(parents=True); p = replace(p, category_id=np.array([dense[int(c)] for c in p.category_id], np.int64))
             for i, im in enumerate(p.image_id.tolist()): of.setdefault(im, []).append(i)
             for im in p.images:
-                size = size_of(im, 'YOLO'); stem = os.path.splitext(fn[im['id']])[0]; rows.append(f'labels/{split}/{stem}.txt,{int(size[0])},{int(size[1])}')
+                size = size_of(im, 'YOLO'); stem = os.path.splitext(fn[im['id']])[0]; rows.writerow((f'labels/{split}/{stem}.txt', int(size[0]), int(size[1])))
                 (tmp/'labels'/split/f'{stem}.txt').write_text(''.join(line + '\n' for line in _yolo_text(p[np.array(of.get(im['id'], []), int)], size, lost)))
             n = place(p.images, fn, tmp/'images'/split, images, lost); _other_loss(p, lost)
             if not all(os.path.splitext(x)[0].isdigit() for x in fn.values()): lost['image ids (the names of the images are no numbers)'] += len(fn)
             lost['annotation ids'] += len(p)
-        if any(not (tmp/'images'/k).is_dir() or len(os.listdir(tmp/'images'/k)) < len(p.images) for k, p in parts.items()): (tmp/'image_sizes.csv').write_text('\n'.join(rows) + '\n', 'utf8')
+        if any(not (tmp/'images'/k).is_dir() or len(os.listdir(tmp/'images'/k)) < len(p.images) for k, p in parts.items()): (tmp/'image_sizes.csv').write_text(text.getvalue(), 'utf8')
         (tmp/'data.yaml').write_text(yaml.safe_dump(d, sort_keys=False, allow_unicode=True, default_flow_style=None, width=200), 'utf8')
     return dict(out=str(out), people={k: int((~p.iscrowd).sum()) for k, p in parts.items()}, lost={k: v for k, v in lost.items() if v})
 
@@ -168,11 +168,9 @@ def write_coco_set(
     else:
         with new_folder(out) as tmp:
             for split, p in parts.items():
-                there = [im for im in p.images if os.path.isfile(im.get('path') or '')] if images != 'none' else []
-                if images != 'none' and len(there) < len(p.images): lost['images that are not there: only their records are written'] += len(p.images) - len(there)
-                if there and len(there) == len(p.images): write_coco(p, tmp, split, images)
-                else:
-                    write_coco(p, tmp, split, 'none'); place(p.images, {im['id']: im['file_name'].replace('\\', '/').split('/')[-1] for im in p.images}, tmp/f'{split}2017', images, Counter())
+                gone = sum(not os.path.isfile(im.get('path') or '') for im in p.images) if images != 'none' else 0
+                if gone: lost['images that are not there: only their records are written'] += gone
+                write_coco(p, tmp, split, images if gone < len(p.images) else 'none', partly=True)
     return dict(out=str(out), people={k: len(p) for k, p in parts.items()}, lost={k: v for k, v in lost.items() if v})
 
 WRITERS = dict(coco=write_coco_set, yolo=write_yolo, cvat=write_cvat)

@@ -19,7 +19,7 @@ import yaml
 
 from ..core.errors import PoseError
 from ..core.unpack import read_members
-from .images import read_header
+from .images import IMAGE_SUFFIXES, read_header
 from .layout import SPLITS
 from .native import Native
 from ..pose.skeleton import get_skeleton, list_skeletons, make_skeleton
@@ -90,8 +90,6 @@ def yolo_skeleton(K, d, skeleton=None, file=None) -> tuple: # Skeleton, remark
     return make_skeleton(f'yolo{K}', ns, flip_pairs=[(ns[i], ns[j]) for i, j in enumerate(flip) if i < j] if flip else None), f'{K} keypoints have no names; the set says only their order'
 
 # %% ../../nbs/data/41_yolo.ipynb #fe789d2d
-_suffixes = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
-
 @dataclass
 class YoloSet:
     "Where labels and images of a YOLO data set lie."
@@ -110,7 +108,7 @@ def _twin(path:Path, old, new, suffix=None) -> Path:
 
 def _of_folders(labels:Path, root) -> list:
     "Pairs of a folder of labels."
-    images = {p.stem: p for p in _files(_twin(labels, 'labels', 'images'), _suffixes)}
+    images = {p.stem: p for p in _files(_twin(labels, 'labels', 'images'), IMAGE_SUFFIXES)}
     texts = {p.stem: p for p in _files(labels, ('.txt',)) if p.name.lower() not in ('classes.txt', 'readme.txt', 'requirements.txt')}
     rel = lambda p: os.path.relpath(p, root).replace(os.sep, '/')
     return [(rel(texts.get(s, labels/f'{s}.txt')), images.get(s), texts.get(s)) for s in sorted({*images, *texts})]
@@ -118,7 +116,7 @@ def _of_folders(labels:Path, root) -> list:
 def _of_images(folder:Path, root) -> list:
     "Pairs of a folder of images, or of a text file that lists them."
     if folder.is_file(): listed = [(folder.parent/line.strip()).resolve() if not os.path.isabs(line.strip()) else Path(line.strip()) for line in folder.read_text('utf8', 'replace').splitlines()[:1_000_000] if line.strip() and '\0' not in line]
-    else: listed = _files(folder, _suffixes)
+    else: listed = _files(folder, IMAGE_SUFFIXES)
     if not listed: return _of_folders(_twin(folder, 'images', 'labels'), root) if folder.name != 'labels' else []
     out = []
     for p in listed:

@@ -95,7 +95,9 @@ def post_json(
         except Exception as e: box.append(e)
     t = threading.Thread(target=go, daemon=True, name='posellm-ask'); t.start(); t.join(timeout + .1)
     if not box: raise Drop('no answer in time')
-    if isinstance(box[0], Exception): raise type(box[0])(str(box[0]).replace(key, '(key)')) if key and isinstance(box[0], Gone) else box[0]
+    if isinstance(box[0], Exception):
+        if key: box[0].args = (str(box[0]).replace(key, '(key)'),) # servers repeat it in their refusals, and what they say is shown
+        raise box[0]
     try: d = json.loads(box[0])
     except (ValueError, RecursionError): raise Drop('the answer is not JSON') from None
     if not isinstance(d, dict): raise Drop(f'the answer is a {type(d).__name__}, not an object')

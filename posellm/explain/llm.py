@@ -8,13 +8,13 @@ __all__ = ['SCHEMA', 'RULES', 'telling', 'question', 'crop_url', 'read_said', 'T
 
 # %% ../../nbs/explain/16_llm.ipynb #831983b1
 import json, re
-from base64 import b64encode
 from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..core.errors import PoseError, one_line
+from ..core.files import jpeg_uri
 from .asking import Asker
 from .client import ServerModel
 from .local import LocalModel
@@ -59,7 +59,7 @@ def crop_url(
     if x1 - x0 < 2 or y1 - y0 < 2: raise PoseError('the box holds no pixels of the image', field='box', found=[round(v, 1) for v in (x, y, w, h)], allowed=f'within {W} x {H}')
     c = image[y0:y1, x0:x1]; s = side/max(c.shape[:2])
     if s < 1: c = cv2.resize(c, None, fx=s, fy=s, interpolation=cv2.INTER_AREA)
-    return 'data:image/jpeg;base64,' + b64encode(cv2.imencode('.jpg', np.ascontiguousarray(c[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()).decode()
+    return jpeg_uri(c)
 
 # %% ../../nbs/explain/16_llm.ipynb #9ef6b153
 _string = re.compile(r'"text"\s*:\s*("(?:[^"\\]|\\.)*")')

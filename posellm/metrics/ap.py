@@ -37,7 +37,7 @@ def _check_truth(truth, strict):
     if bad.any(): raise PoseError(f'{int(bad.sum())} true people have no area, and OKS is measured relative to it', file=truth.file, field=f'annotation {int(truth.ann_id[bad.argmax()])}: area', found=float(truth.area[bad.argmax()]), allowed='px^2, 0 or more', todo='add areas (mask area, or 0.53 w h as CrowdPose does)')
     ids, n = np.unique(truth.ann_id, return_counts=True)
     if (n > 1).any(): raise PoseError('one person is listed twice in the truth', file=truth.file, field='annotation id', found=ids[n > 1][:5].tolist(), allowed='each id once')
-    if strict and not (~truth.iscrowd & (truth.num_keypoints > 0)).any():
+    if strict and not truth.posed.any():
         raise PoseError('nobody in the truth has labelled keypoints, so there is nothing to score', file=truth.file, field='num_keypoints', found=f'{len(truth)} people, none with keypoints (crowds aside)', todo='check that this is the keypoint file (person_keypoints_...json) and the right split')
 
 def _image_index(p, ids, what, truth):
@@ -238,7 +238,7 @@ def evaluate(
     pairs = _make_pairs((dc*len(ids) + di)[det], gc*len(ids) + gi, len(ids)*len(cats))
     oks = oks_pairs(truth, pred, pairs.gt, det[pairs.det], sigmas)
     lo, hi = np.array(list(areas.values()), float).T[..., None]
-    counts = ~truth.iscrowd & (truth.num_keypoints > 0) & (truth.area >= lo) & (truth.area <= hi)
+    counts = truth.posed & (truth.area >= lo) & (truth.area <= hi)
     pref, on_counted, person = _match(pairs, oks, counts, truth.iscrowd, np.minimum(thr, 1 - 1e-10))
     span = keypoint_span(pred.xy)[det]
     counted = np.where(pref > 0, on_counted, ((span >= lo) & (span <= hi))[:, None])

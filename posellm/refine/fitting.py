@@ -48,7 +48,7 @@ def fit_prior(
     em:ErrorModel, cfg:LearnConfig=LearnConfig(), seed:int=0, sides_steps:int=0, # 0: left and right are not decided
 ) -> Prior:
     "Train on some people, fix the promises on others."
-    net, trust, history = train_prior(poses, em, cfg); held = held[(held.labelled.sum(1) > 0) & ~held.iscrowd]
+    net, trust, history = train_prior(poses, em, cfg); held = held[held.learnable]
     prior = Prior(net, held.skeleton, trust, card=dict(training=dict(cfg.to_dict(), history=history[-1]), errors=em.source))
     prior, table = fit_promises(prior, held, em, seed)
     if sides_steps and held.skeleton.flip is not None: prior.sides = fix_thresholds(train_sides(poses if isinstance(poses, (list, tuple)) else [poses], em, trust, sides_steps, seed=seed), held, em, trust)

@@ -152,7 +152,7 @@ def truth_rows(
     if truth.skeleton != stack.people.skeleton: truth = on_keypoints(truth, stack.people.skeleton)
     p, t = same_image_pairs(stack.people.image_id, truth.image_id); out = np.full(len(stack), -1)
     if not len(p): return out
-    ok = (truth.num_keypoints[t] > 0) & ~truth.iscrowd[t]; p, t = p[ok], t[ok]
+    ok = truth.posed[t]; p, t = p[ok], t[ok]
     v = box_overlap(stack.people.bbox[p], truth.bbox[t]); k = np.flatnonzero(v >= same); q = k[pair_up(p[k], t[k], v[k])]; out[p[q]] = t[q]
     rest = (out[p] < 0) & ~np.isin(t, t[q]); p, t = p[rest], t[rest]
     if not len(p): return out

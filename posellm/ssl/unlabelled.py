@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.errors import PoseError
+from ..core.errors import PoseError, counted
 from ..core.log import Progress, log
 from ..core.rng import rng
-from ..data.images import image_size, read_record
+from ..data.images import IMAGE_SUFFIXES, read_record
+from ..data.scan import Scan, look_at
 from ..models.detector import PersonBoxes
 from ..pose.poses import Poses
 
@@ -42,26 +43,32 @@ def box_people(
     skeleton, least:float=8., # shortest side of a box, pixels
 ) -> Poses:
     "People found in images, keypoints unknown."
-    find = boxes if isinstance(boxes, PersonBoxes) else PersonBoxes(boxes); got, scores, used = [], [], []
+    find = boxes if isinstance(boxes, PersonBoxes) else PersonBoxes(boxes); got, scores, used, bad = [], [], [], []
     if find.note: log('ssl').warning(f'unlabelled images: {find.note}')
     if find.table is not None: find.table.check_images(images)
     with Progress(len(images), 'boxes', 'images') as bar:
         for im in images:
-            image = read_record(im) if find.model is not None or find.source == 'whole image' else np.zeros((int(im['height']), int(im['width']), 3), np.uint8) # a file of boxes needs no pixels
+            try: image = read_record(im) if find.model is not None or find.source == 'whole image' else np.zeros((int(im['height']), int(im['width']), 3), np.uint8) # a file of boxes needs no pixels
+            except PoseError as e: bad.append(e); bar.step(); continue
             b, s = find(image, im); keep = (b[:, 2:] >= least).all(1); bar.step()
             if keep.any(): got.append(b[keep]); scores.append(s[keep]); used.append(im)
+    _left_out(bad, len(images))
     if not got: raise PoseError('nobody was found in the unlabelled images', file=getattr(boxes, 'name', boxes), field='boxes', found=f'{len(images)} images, {find.source}', allowed=f'at least one box of {least:g} pixels', todo='look whether people are in the images, or give a file of boxes')
-    if len(used) < len(images): log('ssl').info(f'{len(images) - len(used)} of {len(images)} unlabelled images have no box ({find.source}) and are left out')
+    if len(used) + len(bad) < len(images): log('ssl').info(f'{len(images) - len(used) - len(bad)} of {len(images)} unlabelled images have no box ({find.source}) and are left out')
     return replace(boxed(used, got, skeleton), score=np.concatenate(scores), info=dict(boxes_from=find.source))
+
+def _left_out(bad, n):
+    "Say which images cannot be read; PoseError when none can."
+    if bad and len(bad) == n: raise PoseError(f'none of {counted(n, "unlabelled image")} can be read', file=bad[0].file, found=bad[0].what, todo='get the files again')
+    if bad: log('ssl').warning(f'{len(bad)} of {n} unlabelled images cannot be read and are left out; the first: {bad[0]}')
 
 def boxed(
     images:list, boxes:list, # records, and the (N,4) xywh boxes of each
     skeleton,
 ) -> Poses:
     "People of whom only boxes are known."
-    b, n, K = np.concatenate([np.array(x, float) for x in boxes]), sum(map(len, boxes)), skeleton.K
-    return Poses(xy=np.zeros((n, K, 2)), conf=np.zeros((n, K)), vis=np.zeros((n, K), np.int8), bbox=b, area=b[:, 2]*b[:, 3], area_source='box', score=np.ones(n), ann_id=np.arange(1, n + 1), image_id=np.repeat([im['id'] for im in images], [len(x) for x in boxes]),
-                 category_id=np.ones(n, np.int64), iscrowd=np.zeros(n, bool), num_keypoints=np.zeros(n, np.int64), images=images, skeleton=skeleton)
+    p = Poses.from_boxes(np.concatenate([np.array(x, float) for x in boxes]), np.repeat([im['id'] for im in images], [len(x) for x in boxes]), images, skeleton)
+    return replace(p, vis=np.zeros((len(p), p.K), np.int8), num_keypoints=np.zeros(len(p), np.int64))
 
 # %% ../../nbs/ssl/20_unlabelled.ipynb #33615418
 def generated_boxes(
@@ -80,15 +87,16 @@ def images_at(
     source, # data set with an unlabelled part, COCO file, or folder of pictures
     need:bool=True, # raise when nothing is there; else None
 ): # Poses: its images, and the people whose boxes a file tells; or None
-    "Unlabelled images of a place."
+    "Unlabelled images of a place; broken ones are left out. Annotation files that are there must be sound."
     from posellm.data.coco import load_data
     p = Path(source).expanduser()
     try: return load_data(p, 'unlabeled')
     except PoseError as e:
+        if e.what not in ('no pose data found', 'no such split', 'data set not found'): raise # a damaged annotation file does not make loose pictures of a data set
         if not need: return None
         if p.is_file(): return load_data(p, 'all')
-        files = sorted(f for f in p.glob('*') if f.suffix.lower() in ('.jpg', '.jpeg', '.png', '.webp')) if p.is_dir() else []
+        files = sorted(f for f in p.glob('*') if f.suffix.lower() in IMAGE_SUFFIXES) if p.is_dir() else []
         if not files: raise e
-    sizes = [image_size(f) for f in files]
-    records = [dict(id=i + 1, file_name=f.name, path=str(f.absolute()), width=int(w), height=int(h)) for i, (f, (w, h)) in enumerate(zip(files, sizes))]
+    scan = Scan(); records = [im for i, f in enumerate(files, 1) if look_at(im := dict(id=i, file_name=f.name, path=str(f.absolute())), scan)]
+    _left_out(list(scan.bad.values()), scan.n)
     return Poses.from_coco(dict(images=records, annotations=[], categories=[dict(id=1, name='person')]), skeleton='coco17')

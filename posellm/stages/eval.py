@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['columns', 'load_row', 'image_paths', 'remarks', 'measure_row', 'uses', 'guard', 'same_ground', 'row_before',
            'add_differences', 'last_of_chapters', 'handed_on', 'over_seeds', 'sigma_sensitivity', 'table_csv',
-           'table_tex', 'run_eval', 'eval_inputs']
+           'table_tex', 'run_eval', 'eval_inputs', 'kept_eval']
 
 # %% ../../nbs/06_eval.ipynb #c770088d
 import csv, io
@@ -177,5 +177,10 @@ def run_eval(
 
 def eval_inputs(run:Run, resamples:int, seed:int) -> dict:
     "What decides the outcome of this chapter."
-    files = {f'{r["stage"]}/{r["results"]}': Path(r['folder'])/r['results'] for r in all_rows(run.root)}
+    files = {f'{r["stage"]}/{r[k]}': Path(r['folder'])/r[k] for r in all_rows(run.root) for k in ('results', 'truth')}
+    files |= {f'{f.parent.name}/{f.name}': f for name in ('rows.json', 'used.json') for f in run.root.glob(f'*/{name}')} | {'train': run.other('00_data')/'train.json'}
     return dict(resamples=resamples, seed=seed, **files)
+
+def kept_eval(run:Run): # (table, evaluations), as `run_eval` gives them
+    "The table as it stands; people and predictions are compared again, intervals are not drawn again."
+    return read_json(run.dir/'table.json')['rows'], [evaluate(*load_row(r), boxes=f"{r.get('boxes')} boxes") for r in all_rows(run.root)]

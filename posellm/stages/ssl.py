@@ -25,7 +25,7 @@ from ..ssl.methods import settings
 from ..ssl.semi import fit_semi
 from ..ssl.twin import Twin
 from ..ssl.unlabelled import box_people, generated_boxes, hide_labels, images_at, some_images
-from .data import data_of_run, synth_folder
+from .data import data_of_run, source_of, synth_folder
 from .stage1 import ROLES, make_row, stage1_settings, start_model
 from ..train.fit import fit
 from ..train.recipe import Phase, deciding
@@ -79,12 +79,12 @@ def ssl_people(
 ) -> tuple: # labelled Poses, unlabelled Poses, what the latter are
     "Who is learned from in this chapter."
     most = SIZES.get(cfg.name, (*REAL, 0)); train = parts['train']; n, m = n_labeled or most[0], n_unlabeled or most[1]
-    posed = int((train.labelled.any(1) & ~train.iscrowd).sum())
-    labelled = limit_people(train, n, seed) if n < posed else train
+    there = int(train.learnable.sum())
+    labelled = limit_people(train, n, seed) if n < there else train
     people, words = unlabelled_part(cfg, data, labelled, train, m, unlabeled, boxes, seed)
     want, got = n_unlabeled or REAL[1], len(np.unique(people.image_id))
     if got < want: log('ssl').info(f'preset {cfg.name}: {got} unlabelled images instead of {want:,}')
-    log('ssl').info(f'labelled: {min(n, posed)} of {posed} people of the train part; unlabelled: {len(people)} people, {words}')
+    log('ssl').info(f'labelled: {min(n, there)} of {there} people of the train part; unlabelled: {len(people)} people, {words}')
     return labelled, people, words
 
 # %% ../../nbs/02_ssl.ipynb #ee5f905c
@@ -112,7 +112,7 @@ def run_ssl(
     **over, # of ssl_settings: paths, ssl_weight, steps, lr, mask, ramp, exchange
 ): # (network, {name: History}, Semi of the student)
     "Learn from labelled and unlabelled people and leave weights, results and rows."
-    parts, name, folder = data_of_run(run, cfg, data, seed); labelled, people, words = ssl_people(parts, cfg, data, seed, n_labeled, n_unlabeled, unlabeled, boxes)
+    parts, name, folder = data_of_run(run, cfg, data, seed); labelled, people, words = ssl_people(parts, cfg, source_of(run, data), seed, n_labeled, n_unlabeled, unlabeled, boxes)
     net, start_words, path = ssl_start(cfg, run, labelled, seed, weights); first = {k: v.clone() for k, v in net.state_dict().items()}
     calib, reports = parts.get('calib'), {s: parts[s] for s in ('val', 'calib') if s in parts}
     if calib is not None: record_use(run.dir, calib, 'calibration', 'weights were chosen and the brake was measured on these people')

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'stage1_settings', 'with_phases', 'recipe_with_last', 'start_model', 'stage1_inputs', 'run_stage1',
-           'make_row', 'on_training_people']
+           'stand_in', 'make_row', 'on_training_people']
 
 # %% ../../nbs/01_stage1.ipynb #3fbee7ca
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -70,10 +71,10 @@ def start_model(
         return start_model(name, None, skeleton, input_hw, seed)
 
 # %% ../../nbs/01_stage1.ipynb #1bbd5ff9
-def stage1_inputs(cfg, folder, settings) -> dict:
+def stage1_inputs(cfg, folder, settings, train_row:bool=False) -> dict:
     "What decides the outcome of this chapter."
     name, start, f = settings; start_file = Path(str(start))/'01_stage1'/'model.safetensors'
-    return dict(model=name, start=start_file if start_file.is_file() else str(start), settings=deciding(f), input_hw=cfg.input_hw, **{s: Path(folder)/f'{s}.json' for s in ('train', 'val', 'calib')})
+    return dict(model=name, start=start_file if start_file.is_file() else str(start), settings=deciding(f), input_hw=cfg.input_hw, **{s: Path(folder)/f'{s}.json' for s in ('train', 'val', 'calib')}, **(dict(train_row=True) if train_row else {}))
 
 ROLES = dict(val='heldout', calib='calibration', train='train')
 
@@ -91,8 +92,19 @@ def run_stage1(
     h = fit(model, parts['train'], calib, f, run.dir, resume=run.resume, reports=reports)
     rows = [make_row(r, h, model, name, s, ROLES[s], seed, net_name) for s in reports for r in h.rows if r['split'] == s]
     if train_row: rows.append(on_training_people(model, parts['train'], run, h, name, seed, net_name))
-    run.save_rows(rows); run.finish(stage1_inputs(cfg, folder, settings))
+    run.save_rows(rows); run.finish(stage1_inputs(cfg, folder, settings, train_row))
     return model, h
+
+def stand_in(
+    cfg, run:Run, data:str='synth', seed:int=0, # run: a later chapter's view
+    steps:int=60, # at most; the preset's where that has fewer
+) -> Run: # chapter 1 of a run inside this chapter's folder
+    "A network that learned next to nothing, for a chapter that finds none; on the run's data, and with `resume` the one that is there."
+    home, short = run.dir/'substitute', min(steps, (cfg.steps or (0, steps))[1]); shutil.copytree(run.other('00_data'), home/'00_data', dirs_exist_ok=True)
+    there = Run(home, '01_stage1', resume=run.resume)
+    if there.finished(stage1_inputs(cfg, home/'00_data', stage1_settings(cfg, seed, steps=short))): return there
+    log('stage1').info(f'{run.chapter} finds no network in this run: one is trained now for {short} steps, which shows the way and no accuracy')
+    there.dir.mkdir(parents=True, exist_ok=True); run_stage1(cfg, Run(home, '01_stage1', force=True), data, seed, steps=short); return there
 
 # %% ../../nbs/01_stage1.ipynb #a2c3e46f
 def make_row(r:dict, h, model, data, split, role, seed, net_name) -> dict:

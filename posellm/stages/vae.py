@@ -101,13 +101,13 @@ def run_vae(
     rows = [_row('refined', 'results_refined.json', 'val', 'heldout', up['val'], name, seed, settings), _row('refined, rescored', 'results_rescored.json', 'val', 'heldout', up['val'], name, seed, settings)]
     if 'calib' in out: out['calib'].poses.save(run.dir/'results_calib.json'); rows.insert(0, _row('refined', 'results_calib.json', 'calib', 'calibration', up['calib'], name, seed, settings))
     write_json(run.dir/'why.json', dict(schema=1, reasons={n: int((out['val'].why == i).sum()) for i, n in enumerate(reasons)}, margins=[{k: str(v) if isinstance(v, float) and not np.isfinite(v) else v for k, v in t.items()} for t in table], errors=em.to_dict()), indent=1)
-    run.save_config(preset=cfg.to_dict(), seed=seed, training=learn.to_dict(), upstream=prior.card['upstream']); run.save_rows(rows); run.finish(vae_inputs(run, cfg, data, seed, poses, generated, learn))
+    run.save_config(preset=cfg.to_dict(), seed=seed, training=learn.to_dict(), upstream=prior.card['upstream']); run.save_rows(rows); run.finish(vae_inputs(run, data, seed, poses, generated, learn))
     return prior, out
 
 def _spoiled(train, seed): # people of train with invented errors, where there is nobody to calibrate on
     t = train[train.posed]; return t, corrupt(t, published_errors(t.skeleton), seed)[0]
 
-def vae_inputs(run, cfg, data, seed, poses, generated, learn) -> dict:
+def vae_inputs(run, data, seed, poses, generated, learn) -> dict:
     "What decides the outcome of this chapter."
     files = {s: Path(r['folder'])/r['results'] for s in ('val', 'calib') if (r := run.upstream(s))}
     return dict(data=str(data), seed=seed, poses=poses, generated=generated, learn=learn.to_dict(), **files)

@@ -69,7 +69,7 @@ def lower_body(
     low = np.array([any(w in n.lower() for w in ('hip', 'knee', 'ankle', 'foot', 'toe', 'heel', 'leg')) for n in skeleton.keypoints])
     return low if 3 <= low.sum() <= len(low) - 3 else None
 
-def _half_body(aug, u, center, scale, xy_img, on, low, input_hw, padding): # changes rows of center and scale
+def _half_body(aug, u, center, scale, xy_img, on, low, input_hw): # changes rows of center and scale
     chosen = np.flatnonzero((u[:, 1] < aug.half_body) & (on.sum(1) >= aug.half_body_min))
     for i in chosen if low is not None else ():
         upper, lower = on[i] & ~low, on[i] & low
@@ -129,13 +129,12 @@ def draw_views(
     skeleton, # Skeleton
     input_hw, # network input (height, width)
     family:str='udp', # warp family
-    padding:float=1.25, # crop / box
 ) -> View:
     "Views of a batch, from counters."
     if aug.flip and skeleton.flip is None: skeleton.need_flip()
     u, z, b = _draws(rows, turns, seed, aug.cutout)
     center, scale, on = np.array(center, float), np.array(scale, float), np.array(on, bool)
-    if aug.half_body: _half_body(aug, u, center, scale, xy_img, on, lower_body(skeleton), input_hw, padding)
+    if aug.half_body: _half_body(aug, u, center, scale, xy_img, on, lower_body(skeleton), input_hw)
     flip = u[:, 0] < aug.flip
     rot = np.where(u[:, 3] < aug.rotate_p, aug.rotate*np.clip(z[:, 0], -2, 2), 0.)
     move = aug.shift*np.clip(z[:, 2:4], -2, 2)*(u[:, 4] < aug.shift_p)[:, None]

@@ -47,7 +47,7 @@ class Feed:
     def views(self, s, rows, turns) -> dict: # arrays
         "Views of people of a store."
         c = self.cfg
-        v = draw_views(c.augment, s.center[rows], s.scale[rows], s.people.xy[rows], s.people.labelled[rows], rows, turns, c.seed, s.people.skeleton, s.input_hw, s.family, s.padding)
+        v = draw_views(c.augment, s.center[rows], s.scale[rows], s.people.xy[rows], s.people.labelled[rows], rows, turns, c.seed, s.people.skeleton, s.input_hw, s.family)
         crops = [np.asarray(s.pixels[r]) for r in rows]
         if self.device.type == 'cpu': return dict(rows=rows, view=v, pixels=render_cpu(crops, s.to_store[rows], v, s.input_hw, c.augment.blur))
         return dict(rows=rows, view=v, stored=np.stack(crops), to_store=s.to_store[rows])
@@ -55,7 +55,7 @@ class Feed:
     def plain(self, rows) -> View:
         "People as they stand, without augmentation: what validation asks about."
         s = self.store
-        return draw_views(Augment.none(), s.center[rows], s.scale[rows], s.people.xy[rows], s.people.labelled[rows], rows, 0*rows, 0, s.people.skeleton, s.input_hw, s.family, s.padding)
+        return draw_views(Augment.none(), s.center[rows], s.scale[rows], s.people.xy[rows], s.people.labelled[rows], rows, 0*rows, 0, s.people.skeleton, s.input_hw, s.family)
 
     def batch(self, host) -> tuple: # x (B,3,h,w), target, weight (B,K), labelled (B,K)
         "The batch on the device: pixels normalised, targets encoded."

@@ -75,7 +75,7 @@ class Fit(Resumable):
 
 # %% ../../nbs/train/08_fit.ipynb #e84f267b
 def _learnable(people, what='training'): # those with a box and a labelled keypoint
-    ok = ~people.iscrowd & people.labelled.any(1) & (people.bbox[:, 2:] > 0).all(1) if len(people) else np.zeros(0, bool)
+    ok = people.learnable & (people.bbox[:, 2:] > 0).all(1) if len(people) else np.zeros(0, bool)
     if not ok.any():
         raise PoseError(f'the {what} split is empty', file=people.file, field='annotations', found=f'{len(people)} people, none with a box and a labelled keypoint', allowed='at least 1', todo='choose another split, or run posellm check')
     return people[ok]
@@ -252,6 +252,7 @@ def fit(
 
 def run_fit(job, resume:bool=False) -> History: # job: Fit, or a kin of it with another `backward`
     "Run a job to its end and leave the network with its best weights."
+    if resume and job.dir is None: raise PoseError('without a run folder there is nothing to go on from', field='run_dir', found=None, allowed='a folder', todo='give run_dir, or leave resume out')
     keep_pages()
     with torch.random.fork_rng(devices=[]), one_cv2_thread(), memory_said(job.cfg.batch), asked_to_stop() as stop:
         if job.dir is not None: sweep(job.dir)

@@ -130,11 +130,11 @@ def coarsen(crop, g, share:float) -> np.ndarray: # (h,w,3) uint8
     return cv2.resize(small, (w, h), interpolation=cv2.INTER_LINEAR if g.random() < .5 else cv2.INTER_CUBIC)
 
 # %% ../../nbs/train/09_pretrain.ipynb #4e05770a
-def shard_file(cfg, folder, j:int) -> Path: return Path(folder)/f'shard_{j:06d}.npz'
+def shard_file(folder, j:int) -> Path: return Path(folder)/f'shard_{j:06d}.npz'
 
 def write_shard(cfg, folder, j:int) -> int:
     "Make a shard's file unless it is there; gives its number."
-    file = shard_file(cfg, folder, j)
+    file = shard_file(folder, j)
     if not file.exists():
         cv2.setNumThreads(1)
         with atomic_path(file) as tmp, open(tmp, 'wb') as f: np.savez(f, **make_shard(cfg, j))
@@ -153,16 +153,16 @@ class Shards:
         last = self.cfg.shards_at(self.cfg.steps - 1).stop
         for j in range(want.start, min(last, want.stop + self.ahead)):
             if j not in self.have and j not in self.jobs and self.pool: self.jobs[j] = self.pool.submit(write_shard, self.cfg, self.folder, j)
-        for j in [j for j in self.have if j not in want]: del self.have[j]; shard_file(self.cfg, self.folder, j).unlink(missing_ok=True)
+        for j in [j for j in self.have if j not in want]: del self.have[j]; shard_file(self.folder, j).unlink(missing_ok=True)
         for j in want:
             if j in self.have: continue
             t = time.perf_counter(); self.jobs.pop(j).result() if j in self.jobs else self.made(j); self.waited += time.perf_counter() - t
-            with np.load(shard_file(self.cfg, self.folder, j)) as z: self.have[j] = dict(z)
+            with np.load(shard_file(self.folder, j)) as z: self.have[j] = dict(z)
         return self.have
 
     def made(self, j):
         "Make a shard here, or wait for the first process to make it."
-        while rank() and not shard_file(self.cfg, self.folder, j).exists(): time.sleep(.2)
+        while rank() and not shard_file(self.folder, j).exists(): time.sleep(.2)
         write_shard(self.cfg, self.folder, j)
 
     def close(self):

@@ -82,7 +82,8 @@ class FitConfig:
     val_steps:int=0 # optimizer steps between validations, wins over `val_every`
     val_flip:bool=False # flip test in validation (the rows of the table have it whenever training mirrors people)
     best:str='ap' # or 'loss': which validation number chooses the weights
-    save_every:int=5 # epochs between milestones
+    save_every:int=5 # epochs between milestones, 0 = none
+    keep:int=5 # newest milestones that stay, 0 = all: passes over a few people take no time, and their milestones would fill the disk
     save_seconds:float=300. # at most so much work is lost
     device:str='auto'
     workers:int=1 # threads that make batches
@@ -96,7 +97,7 @@ class FitConfig:
     def __post_init__(self): _check(self)
 
 # %% ../../nbs/train/05_recipe.ipynb #a16f3b72
-_ELSEWHERE = ('device', 'workers', 'cache', 'loggers', 'save_every', 'save_seconds', 'checkpointing', 'compile')
+_ELSEWHERE = ('device', 'workers', 'cache', 'loggers', 'save_every', 'keep', 'save_seconds', 'checkpointing', 'compile')
 
 def _check(c):
     def need(ok, name, allowed):
@@ -104,7 +105,7 @@ def _check(c):
     need(len(c.phases) > 0, 'phases', 'at least one'); need(c.batch >= 1, 'batch', '1 or more'); need(c.accumulate >= 1, 'accumulate', '1 or more')
     need(c.trunk in ('full', 'frozen'), 'trunk', 'full, frozen'); need(c.optimizer in ('adamw', 'adam'), 'optimizer', 'adamw, adam'); need(0 <= c.ema < 1, 'ema', '0 to below 1'); need(0 < c.layer_decay <= 1, 'layer_decay', 'above 0 to 1')
     need(c.loss == 'auto' or c.loss in LOSSES, 'loss', f"auto, {', '.join(LOSSES)}"); need(c.best in ('ap', 'loss'), 'best', 'ap, loss'); need(c.workers >= 0, 'workers', '0 or more')
-    need(set(c.loggers) <= {'tensorboard', 'wandb'}, 'loggers', 'tensorboard, wandb'); need(c.clip >= 0, 'clip', '0 or more'); need(c.margin >= 1, 'margin', '1 or more')
+    need(set(c.loggers) <= {'tensorboard', 'wandb'}, 'loggers', 'tensorboard, wandb'); need(c.clip >= 0, 'clip', '0 or more'); need(c.keep >= 0, 'keep', '0 or more'); need(c.margin >= 1, 'margin', '1 or more')
 
 def deciding(cfg) -> dict: # plain data
     "The settings that decide what a run computes, for checkpoints and comparison."

@@ -56,9 +56,10 @@ def save(self:Resumable):
 
 @patch
 def milestone(self:Resumable, epoch:int):
-    "The averaged weights after `epoch` passes, as `checkpoint_epoch_N.ckpt`."
+    "The averaged weights after `epoch` passes, as `checkpoint_epoch_N.ckpt`; only the newest stay."
     if self.dir is None: return
     with averaged(self.model, self.ema): save_checkpoint(self.dir/f'checkpoint_epoch_{epoch}.ckpt', dict(step=self.step, epoch=epoch, model=self.model.state_dict(), name=self.model.spec.name))
+    for f in sorted(self.dir.glob('checkpoint_epoch_*.ckpt'), key=lambda f: f.stat().st_mtime_ns)[:-self.cfg.keep or None] if self.cfg.keep else []: f.unlink()
 
 # %% ../../nbs/train/07a_resume.ipynb #48ca1a2e
 def fingerprint(people) -> str:

@@ -1,0 +1,69 @@
+"What the user gives is read, never changed: outputs that would fall on it are refused before anything is written."
+import http.server
+import json
+import threading
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from posellm.app.cli import call
+from posellm.app.estimator import Estimator
+from posellm.app.gallery import save_results
+from posellm.core.http import Drop, Gone
+from posellm.explain.client import post_json
+from posellm.models.zoo import create_model
+
+
+@pytest.fixture
+def given(tmp_path):
+    "A folder of two pictures, and beside it labels and results of theirs."
+    gen = np.random.default_rng(0); images, anns, results = [], [], []
+    (tmp_path/'ph').mkdir()
+    for i in (1, 2):
+        cv2.imwrite(str(tmp_path/'ph'/f'{i}.jpg'), gen.integers(0, 255, (120, 90, 3), dtype=np.uint8)); xy = gen.uniform(20, 70, (17, 2)).round(1)
+        images.append(dict(id=i, file_name=f'{i}.jpg', width=90, height=120)); keypoints = np.c_[xy, np.full(17, 2)].ravel().tolist()
+        anns.append(dict(id=i, image_id=i, category_id=1, keypoints=keypoints, num_keypoints=17, bbox=[10, 10, 70, 100], area=3500., iscrowd=0)); results.append(dict(image_id=i, category_id=1, keypoints=keypoints, bbox=[10, 10, 70, 100], score=.9))
+    from posellm.pose.skeleton import get_skeleton
+    sk = get_skeleton('coco17'); kind = dict(id=1, name='person', keypoints=list(sk.keypoints), skeleton=[[a + 1, b + 1] for a, b in sk.edges])
+    (tmp_path/'labels.json').write_text(json.dumps(dict(images=images, annotations=anns, categories=[kind]))); (tmp_path/'results.json').write_text(json.dumps(results))
+    return tmp_path
+
+
+def contents(folder): return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob('*')) if f.is_file()}
+
+
+@pytest.mark.parametrize('args', [
+    'explain {0}/results.json --images {0}/ph --truth {0}/labels.json --out {0}', # its results.json
+    'explain {0}/labels.json --images {0}/ph --out {0}/ph', # among the pictures
+    'predict {0}/ph/1.jpg --boxes whole --no-flip --out {0}/ph',
+    'predict {0}/ph --boxes {0}/results.json --no-pictures --out {0}', # the boxes
+    'check {0}/labels.json --no-images --html {0}/labels.json',
+    'check {0}/labels.json --results {0}/results.json --no-images --html {0}/results.json',
+    'eval {0}/labels.json {0}/results.json --html {0}/results.json'])
+def test_outputs_never_fall_on_what_is_read(args, given, capsys):
+    before = contents(given); code = call(args.format(given).split()); said = capsys.readouterr(); assert code == 2, said
+    assert contents(given) == before and 'choose another' in said.err and ('overwrite' in said.err or 'lie in this folder' in said.err), said.err
+
+
+def test_beside_the_pictures_there_is_room(given, capsys):
+    before = contents(given); assert call(f'explain {given}/results.json --images {given}/ph --truth {given}/labels.json --out {given}/words'.split()) == 0, capsys.readouterr()
+    after = contents(given); assert all(after[k] == v for k, v in before.items()) and {'words/results.json', 'words/1_pose.jpg', 'words/gallery.html'} <= after.keys()
+
+
+def test_pictures_of_one_name_keep_apart(given):
+    "Names that only differ in their folder, or in case, or look like the number that keeps them apart."
+    est = Estimator(create_model('posellm-s', weights=None), boxes='whole', flip=False); one = est(given/'ph'/'1.jpg'); names = ['x_3.jpg', 'x.jpg', 'b/x.jpg', 'X.jpg', 'x.jpg']
+    got = save_results((replace(one, file=n) for n in names), given/'out'); poses = [f.name for f in (given/'out').glob('*_pose.jpg')]
+    assert got['images'] == len(poses) == len({p.lower() for p in poses}) == 5, poses
+
+
+@pytest.mark.parametrize('status', [400, 401, 429, 500])
+def test_a_key_that_the_server_repeats_is_not_shown(status):
+    class Repeats(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *a): pass
+        def do_POST(self): self.send_response(status); self.end_headers(); self.wfile.write(f'{self.headers["Authorization"]} is over its quota'.encode())
+    server = http.server.HTTPServer(('127.0.0.1', 0), Repeats); threading.Thread(target=server.handle_request, daemon=True).start()
+    with pytest.raises((Drop, Gone)) as e: post_json(f'http://127.0.0.1:{server.server_port}/v1', {}, 'sk-secret', 10.)
+    server.server_close(); assert 'sk-secret' not in str(e.value) and '(key) is over its quota' in str(e.value) and isinstance(e.value, Drop) == (status in (429, 500))
