@@ -29,8 +29,9 @@ from posellm.ssl.toy import dot_config, dot_net, dot_people, draw_dots
 from posellm.ssl.turn import Turn, draw_turn, in_cells, warp_batch
 from posellm.ssl.twin import Twin
 from posellm.ssl.unlabelled import hide_labels
+from posellm.stages.ssl import order_of
 from posellm.train.augment import Augment
-from posellm.train.fit import fit
+from posellm.train.fit import History, fit
 from posellm.train.loss import heatmap_ce, heatmap_mse
 from posellm.train.recipe import Phase, recipe
 
@@ -167,6 +168,11 @@ def test_accumulation_runs_and_other_unlabelled_people_are_refused_on_resumption
     few, many = dot_people(16), dot_people(16, 1)
     cfg = dot_config(2, paths=('JC',), accumulate=2, batch=4); fit_semi(net_from(start), few, many, None, cfg, tmp_path, read=draw_dots)
     with pytest.raises(PoseError, match='unlabelled'): fit_semi(net_from(start), few, dot_people(16, 9), None, cfg, tmp_path, True, draw_dots)
+
+
+def test_of_equals_the_yardstick_is_handed_on():
+    h = lambda ap, step=0: History([], [], dict(ap=ap, step=step), 0., 10, 0.)
+    assert [order_of(dict(supervised=h(.3), multiaugs=h(x)))[-1][0] for x in (.29, .3, .31)] == ['supervised', 'supervised', 'multiaugs']
 
 
 # ---- poison ---------------------------------------------------------------------------------------------------

@@ -150,8 +150,8 @@ def ssl_rows(histories:dict, net, data:str, seed:int, n_labelled:int, words:str,
     return rows
 
 def order_of(histories:dict) -> list:
-    "Yardstick and student, the better one on the calibration people last."
-    return sorted(histories.items(), key=lambda kv: (kv[1].best.get('ap', 0.), kv[0] != 'supervised'))
+    "Yardstick and student, the better one on the calibration people last; of equals, the yardstick."
+    return sorted(histories.items(), key=lambda kv: (kv[1].best.get('ap', 0.), kv[0] == 'supervised'))
 
 def keep_better(run:Run, histories:dict, method:str) -> str: # a sentence
     "Put the better network's weights where later chapters look for them."
@@ -161,4 +161,4 @@ def keep_better(run:Run, histories:dict, method:str) -> str: # a sentence
             if (run.dir/f).is_file() and method != 'supervised': shutil.copy2(run.dir/f, run.dir/f'student_{f}')
             shutil.copy2(run.dir/'supervised'/f, run.dir/f)
     ap = lambda h: f"{h.best.get('ap', float('nan')):.3f}"
-    return f'{best} is handed on: AP {ap(h1)} on the calibration people' + (f', {worse} {ap(h0)}' if worse != best else '') + (f'; {h1.stopped or h0.stopped}' if h1.stopped or h0.stopped else '')
+    return f'{best} is handed on{" (as it began: no check was better)" if h1.best.get("step") == 0 else ""}: AP {ap(h1)} on the calibration people' + (f', {worse} {ap(h0)}' if worse != best else '') + (f'; {h1.stopped or h0.stopped}' if h1.stopped or h0.stopped else '')
