@@ -223,6 +223,7 @@ def _call(argv) -> tuple: # exit code, and of what went wrong the message and th
             code, message, d = explain(e)
         return code, message, d
 
+# %% ../../nbs/app/04_cli.ipynb #c40e91d7
 def call(argv:list) -> int: # the exit code
     "Run one command line; nothing is raised unless POSELLM_DEBUG is set. Whoever reads the output may leave early, as `| head` does."
     code = codes['ok']

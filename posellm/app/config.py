@@ -176,6 +176,7 @@ def read_config(
     if each: own['each'] = each
     return own, {k: v for k, v in ours.items() if k not in own_keys}, {k: v for k, v in foreign.items() if k not in own_keys and k not in ours}
 
+# %% ../../nbs/app/02a_config.ipynb #7b1f0c2e
 def _strict(file): # a reader that refuses a key given twice, where YAML's would let the last one win
     import yaml
     class Strict(yaml.SafeLoader): pass

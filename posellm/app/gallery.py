@@ -13,7 +13,7 @@ import numpy as np
 
 from .result import Result
 from ..core.errors import PoseError
-from ..core.files import check_out, write_atomic, write_json
+from ..core.files import check_out, free_name, write_atomic, write_json
 from ..core.paths import assets
 from ..explain.schema import POSTURES, category
 
@@ -79,9 +79,7 @@ def save_results(
     if overlays: pages.mkdir(exist_ok=True)
     coco, images, plain, stems, cards, last = [], [], [], set(), [], None
     for n, r in enumerate(results, 1):
-        h, w = r.image.shape[:2]; stem = Path(r.file).stem + ('' if r.frame is None else f'_{r.frame:06d}'); base, k = stem, n
-        while stem.lower() in stems: stem, k = f'{base}_{k}', k + 1
-        stems.add(stem.lower())
+        h, w = r.image.shape[:2]; stem = Path(r.file).stem + ('' if r.frame is None else f'_{r.frame:06d}'); stem = free_name(stem, stems, n)
         images.append(dict(id=n, file_name=r.file, width=w, height=h, **({} if r.frame is None else dict(frame=r.frame)))); coco += [{**x, 'image_id': n} for x in r.to_coco()]; plain.append(r.to_json()); last = (r.model, r.boxes_from, r.note or '')
         if overlays:
             ok, data = cv2.imencode('.jpg', r.plot()[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90]); write_atomic(out/f'{stem}_pose.jpg', data.tobytes())

@@ -80,6 +80,7 @@ def as_recorded(each:dict, chosen:dict, values:dict, given:dict, file) -> dict: 
         out[stem] = assign_params({stem: path}, {**kept, **{k: v for k, v in given.items() if k in has}}, {k: values[stem][k] for k in ('run', 'resume', 'force') if k in values[stem]}, file)[stem]
     return out
 
+# %% ../../nbs/app/03_pipeline.ipynb #5ad0c3e1
 def record_of(name): # path, or None
     "What an earlier call gave the chapters of a run: the settings with which it goes on, where no others are given."
     file = runs_root()/check_name(str(name))/'config.json' if name else None
@@ -87,9 +88,9 @@ def record_of(name): # path, or None
 
 def make_plan(gpu=None, data=None, name=None, chapters=None, params=None, config=None, resume=False, force=False, nbs=None) -> Plan:
     "Join the arguments with the configuration (arguments win), check all of it and lay out the chapters."
-    config = config or (resume and record_of(name))
+    before = record_of(name) if resume and not config else None; config = config or before
     own, from_file, foreign = read_config(config) if config else ({}, {}, {})
-    if config == record_of(name): own.pop('chapters', None) # going on means all of them, unless some are named
+    if before: own.pop('chapters', None) # going on means all of them, unless some are named
     given = dict(gpu=gpu, data=data, name=name, chapters=chapters, resume=resume or None, force=force or None)
     own = {**own, **{k: v for k, v in given.items() if v is not None}}
     if not own.get('name'): raise PoseError('a run needs a name', field='name', todo='give --name NAME; its folder will be runs/NAME')
