@@ -491,6 +491,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'posellm.data.coco.limit_people': ('data/coco.html#limit_people', 'posellm/data/coco.py'),
                                    'posellm.data.coco.load_data': ('data/coco.html#load_data', 'posellm/data/coco.py'),
                                    'posellm.data.coco.number_ids': ('data/coco.html#number_ids', 'posellm/data/coco.py'),
+                                   'posellm.data.coco.read_annotations': ('data/coco.html#read_annotations', 'posellm/data/coco.py'),
                                    'posellm.data.coco.read_coco': ('data/coco.html#read_coco', 'posellm/data/coco.py'),
                                    'posellm.data.coco.same_images': ('data/coco.html#same_images', 'posellm/data/coco.py'),
                                    'posellm.data.coco.segmentation_area': ('data/coco.html#segmentation_area', 'posellm/data/coco.py'),

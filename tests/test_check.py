@@ -37,6 +37,13 @@ def test_clean(dataset):
     assert check(load_data(dataset, "train")).findings == []
 
 
+def test_a_list_of_images_alone(dataset):
+    "As COCO gives its unlabelled images, and as our generator writes them."
+    d = coco(first=201); write(dataset / "annotations/image_info_unlabeled2017.json", dataset / "unlabeled2017", {k: d[k] for k in d if k not in ("annotations", "categories")})
+    r = check(dataset)
+    assert r.exit_code == 0 and not ids(r, "error") and r.splits["unlabeled"]["images"] == 4 and "Fit for training" in r.text()
+
+
 def first(**kw): return lambda d: d["annotations"][0].update(kw)
 def every(f): return lambda d: [f(a) for a in d["annotations"]]
 def joint(*xyv): return lambda d: d["annotations"][0]["keypoints"].__setitem__(slice(0, 3), xyv)

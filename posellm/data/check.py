@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import PoseError
-from ..core.files import read_json
+from .coco import read_annotations
 from ..core.log import Progress
 from .case import Case, build_case, is_id
 from .layout import folders_above, locate_files
@@ -76,7 +76,7 @@ def _from_poses(p: Poses, file, split) -> Case:
 
 def _understood(part, split, format, notes) -> Case:
     "A COCO file as it is; of any other format what its reader makes of it, which is noted."
-    if part.coco: return build_case(read_json(part.file, "a COCO annotation file"), part.file, split)
+    if part.coco: return build_case(read_annotations(part.file), part.file, split)
     poses, done = part.read(None)
     notes += [f"{split}: read as {format}"] + [f"{split}: {what} ({n})" for what, n in done.items()]
     return replace(_from_poses(poses, str(part.file), split), converted=True)
