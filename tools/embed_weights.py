@@ -22,6 +22,8 @@ from posellm.stages.data import synth_folder
 from posellm.train.predict import predict_poses
 
 NAME = 'posellm-synth-s'
+BEFORE = dict(optimizer='adamw')  # of runs whose description does not say it
+OPTIMIZERS = dict(adamw='AdamW', muon='Muon (AdamW for the first and last layer, biases and normalisation)')
 
 
 def measured(model, data, split='val'):
@@ -35,7 +37,7 @@ def row(name, ci, people, images): return f'| {name} | {people} people, {images}
 
 def begun(m):
     "What was different in the parts of the training that other runs did."
-    flat = lambda d: {f'{k} {i}'.strip(): x for k, v in d.items() if k != 'calm' or v for i, x in (v.items() if isinstance(v, dict) else [('', v)])}
+    flat = lambda d: {f'{k} {i}'.strip(): x for k, v in (BEFORE | d).items() if k != 'calm' or v for i, x in (v.items() if isinstance(v, dict) else [('', v)])}
     tell = lambda b: ', '.join(f'{k} {v}' for k, v in flat(b['training']).items() if k != 'steps' and k in flat(m['training']) and v != flat(m['training'])[k])
     return ''.join(f' Its first {b["step"]:,} steps had other settings ({what}).' for b in m.get('begun', []) if (what := tell(b)))
 
@@ -44,7 +46,7 @@ def card(info, rows, note=''):
     m = info['meta']; t = m['training']; s = info['spec']
     return '\n'.join([f'# {NAME}', '', f'{info["params"]:,} parameters (`{s["name"]}`), input {s["input_hw"][0]}x{s["input_hw"][1]} (rows x columns), 17 COCO keypoints, 16-bit safetensors. A start for fine-tuning, not an end: it never saw a photograph.', '',
                       '## How it was made', '', f'`make pretrain`: {m["samples"]:,} views of generated people, {t["batch"]} a step, {m["seconds"]/3600:.1f} hours on {processor()}.{begun(m)}{" " + note if note else ""} '
-                      f'A new shard of {t["pictures"]} pictures every {t["shard_steps"]} steps, the newest {t["window"]} learned from; looks, cameras and rooms are not those of `synth-v1`. AdamW, peak rate {t["lr"]}, constant and then falling over the last {t["cooldown"]:.0%}; cross-entropy over the map; averaged weights. '
+                      f'A new shard of {t["pictures"]} pictures every {t["shard_steps"]} steps, the newest {t["window"]} learned from; looks, cameras and rooms are not those of `synth-v1`. {OPTIMIZERS[t["optimizer"]]}, peak rate {t["lr"]}, constant and then falling over the last {t["cooldown"]:.0%}; cross-entropy over the map; averaged weights. '
                       'All settings are in the description beside the file and in `nbs/train/09_pretrain.ipynb`.', '', '## What it reaches', '', 'AP is COCO\'s (OKS .50:.95), ground-truth boxes, flip test, no fine-tuning, measured with this very file; 95 % bootstrap over images.', '',
                       '| data | of | AP |', '|---|---|---|', *rows, '', '## Licence and limits', '', 'MIT, like the code: no photograph and nobody else\'s weights went in. It does not know whether a box holds a person, guesses hidden joints, and its confidences are heights of maps, not probabilities, unless they were calibrated.', ''])
 

@@ -148,6 +148,11 @@ def train_step(self:Fit, hosts) -> dict: # one prepared batch per accumulation
     return dict(**told, lr=lr, grad_norm=float(norm))
 
 # %% ../../nbs/train/08_fit.ipynb #d652aa4f
+@patch(as_prop=True)
+def flips(self:Fit) -> bool:
+    "Are people also asked about in the mirror? A network that never saw a mirrored person must not be."
+    return self.cfg.augment.flip > 0
+
 @patch
 def validate(self:Fit, flip:bool, on=None) -> tuple: # dict(ap, val_loss, stats, people_per_s), Poses
     "Predict people (those of validation, unless others are named) and compare."
@@ -166,19 +171,18 @@ def validate(self:Fit, flip:bool, on=None) -> tuple: # dict(ap, val_loss, stats,
 @patch
 def add_row(self:Fit, name:str):
     "Rows of the table: the present weights on each reported part; results go into the run folder."
-    flip = self.cfg.augment.flip > 0 # a network that never saw a mirrored person must not be asked about one
     for split, on in self.reports.items():
-        d, pred = self.validate(flip, on)
-        row = dict(row=name, split=split, step=self.step, train_seconds=self.seconds, flip=flip, results=f'results_{name}.json' if split == 'val' else f'results_{name}_{split}.json', **d)
+        d, pred = self.validate(self.flips, on)
+        row = dict(row=name, split=split, step=self.step, train_seconds=self.seconds, flip=self.flips, results=f'results_{name}.json' if split == 'val' else f'results_{name}_{split}.json', **d)
         if self.dir is not None: pred.save(self.dir/row['results'])
         self.rows.append(row)
-        log('train').info(f'{name}, {split}: AP (OKS .50:.95, {len(on.people)} people, ground-truth boxes, {"with" if flip else "no"} flip test) {d["ap"]:.3f}')
+        log('train').info(f'{name}, {split}: AP (OKS .50:.95, {len(on.people)} people, ground-truth boxes, {"with" if self.flips else "no"} flip test) {d["ap"]:.3f}')
 
 @patch
 def check(self:Fit, line:dict) -> list: # rank of the present weights
     "Validate into a line of history."
     if self.val is None: return [float(self.step)]
-    d, _ = self.validate(self.cfg.val_flip); line.update({k: v for k, v in d.items() if k not in ('stats', 'people_per_s')})
+    d, _ = self.validate(self.flips if self.cfg.val_flip is None else self.cfg.val_flip); line.update({k: v for k, v in d.items() if k not in ('stats', 'people_per_s')})
     return [d['ap'], -d['val_loss']] if self.cfg.best == 'ap' else [-d['val_loss']]
 
 @patch

@@ -29,7 +29,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
-from ..core.errors import PoseError
+from ..core.errors import PoseError, unknown
 from ..core.files import atomic_path, write_json
 from ..core.log import Progress, log, setup_log
 from ..core.paths import cache_root, runs_root
@@ -47,6 +47,7 @@ from .callbacks import asked_to_stop
 from .device import autocast, keep_pages, now_mib, one_cv2_thread, pick_device, pick_precision
 from .feed import Feed
 from .loss import check_finite, get_loss
+from .muon import Muon, muon_groups
 from .recipe import FitConfig, param_groups
 from .state import Ema, averaged, load_checkpoint, save_checkpoint
 
@@ -62,6 +63,7 @@ class Pretrain:
     batch:int=64
     lr:float=4e-3
     weight_decay:float=.05
+    optimizer:str='muon' # or 'adamw'
     clip:float=1.
     ema:float=.9995
     pictures:int=512 # of a shard; about 1.4 people each
@@ -78,6 +80,7 @@ class Pretrain:
     def __post_init__(self):
         for k in ('steps', 'batch', 'pictures', 'shard_steps', 'window', 'first'):
             if getattr(self, k) < 1: raise PoseError('not a count', field=k, found=getattr(self, k), allowed='1 or more')
+        if self.optimizer not in ('muon', 'adamw'): raise unknown('optimizer', self.optimizer, ('muon', 'adamw'))
 
     def rate(self, step:int) -> float:
         "Learning rate of a step."
@@ -195,7 +198,8 @@ class Pretraining:
         self.model = create_model(cfg.network, 'coco17', input_hw=cfg.input_hw, weights=None).to(self.device, memory_format=torch.channels_last)
         self.precision = pick_precision(cfg.precision, self.device); self.feed = ShardFeed(cfg, self.model.spec, self.device)
         self.loss, self.ema = get_loss(self.model.spec.loss, self.feed.codec), Ema(self.model, cfg.ema)
-        self.opt = torch.optim.AdamW(param_groups(self.model, cfg.weight_decay), lr=cfg.lr, fused=self.device.type in ('cpu', 'cuda'))
+        kind, groups = (Muon, muon_groups) if cfg.optimizer == 'muon' else (torch.optim.AdamW, param_groups)
+        self.opt = kind(groups(self.model, cfg.weight_decay), lr=cfg.lr, fused=self.device.type in ('cpu', 'cuda'))
         self.step, self.seconds, self.begun, self.before = 0, 0., [], dict(samples=0, seconds=0); self.net = DistributedDataParallel(self.model, broadcast_buffers=False, gradient_as_bucket_view=True) if world() > 1 else self.model
 
     def train_step(self, host) -> float:
@@ -289,7 +293,10 @@ def side_by_side(n:int, cfg, folder, **kw):
         try: return _member(0, n, f'file://{d}/meet', cfg, folder, kw)
         finally: others.join()
 
-def _other(r, *args): setup_log(); _member(r + 1, *args)
+def _other(r, *args):
+    setup_log()
+    try: _member(r + 1, *args)
+    except KeyboardInterrupt: pass # the first process says so
 
 def _member(r, n, meet, cfg, folder, kw):
     torch.set_num_threads(max(1, (os.cpu_count() or 1)//n)); dist.init_process_group('gloo', init_method=meet, rank=r, world_size=n)
@@ -302,12 +309,14 @@ def main(argv=None):
     ap = argparse.ArgumentParser(description='Train posellm-synth-s on endless generated people.')
     ap.add_argument('--steps', type=int, default=Pretrain.steps); ap.add_argument('--workers', type=int, default=1)
     ap.add_argument('--threads', type=int, default=0, help='of torch; 0: all'); ap.add_argument('--batch', type=int, default=Pretrain.batch); ap.add_argument('--lr', type=float, default=Pretrain.lr)
+    ap.add_argument('--optimizer', choices=('muon', 'adamw'), default=Pretrain.optimizer); ap.add_argument('--cooldown', type=float, default=Pretrain.cooldown); ap.add_argument('--ema', type=float, default=Pretrain.ema)
     ap.add_argument('--name', default='pretrain'); ap.add_argument('--judge', help='a COCO data set whose val part judges the weights now and then'); ap.add_argument('--every', type=int, default=2000)
     ap.add_argument('--seed', type=int, default=Pretrain.seed); ap.add_argument('--start', help='last.ckpt of another run to go on from, or weights alone (a run, a file, a name) to begin with'); ap.add_argument('--processes', type=int, default=1, help='that share every batch; on a CPU two with one thread each are faster than one with two'); ap.add_argument('--first', type=int, default=Pretrain.first); ap.add_argument('--shard-steps', type=int, default=Pretrain.shard_steps)
     a = ap.parse_args(argv); setup_log()
     if a.threads: torch.set_num_threads(a.threads)
-    cfg = Pretrain(steps=a.steps, batch=a.batch, lr=a.lr, seed=a.seed, first=a.first, shard_steps=a.shard_steps)
-    side_by_side(a.processes, cfg, runs_root()/a.name, workers=a.workers, judge=a.judge, every=a.every, start=a.start)
+    cfg = Pretrain(steps=a.steps, batch=a.batch, lr=a.lr, optimizer=a.optimizer, cooldown=a.cooldown, ema=a.ema, seed=a.seed, first=a.first, shard_steps=a.shard_steps)
+    try: side_by_side(a.processes, cfg, runs_root()/a.name, workers=a.workers, judge=a.judge, every=a.every, start=a.start)
+    except KeyboardInterrupt as e: raise SystemExit(str(e) or 'stopped') from None
 
 def judge_on(data): # function: network -> dict(ap)
     "AP on a data set's val part with its true boxes."

@@ -80,7 +80,7 @@ class FitConfig:
     seed:int=0
     val_every:float=1. # epochs between validations
     val_steps:int=0 # optimizer steps between validations, wins over `val_every`
-    val_flip:bool=False # flip test in validation (the rows of the table have it whenever training mirrors people)
+    val_flip:bool=None # flip test in validation; None: as in the rows of the table, which have it whenever training mirrors people
     best:str='ap' # or 'loss': which validation number chooses the weights
     save_every:int=5 # epochs between milestones, 0 = none
     keep:int=5 # newest milestones that stay, 0 = all: passes over a few people take no time, and their milestones would fill the disk
