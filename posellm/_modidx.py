@@ -3100,6 +3100,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'posellm.train.muon': { 'posellm.train.muon.Muon': ('train/muon.html#muon', 'posellm/train/muon.py'),
                                     'posellm.train.muon.Muon.__init__': ('train/muon.html#muon.__init__', 'posellm/train/muon.py'),
                                     'posellm.train.muon.Muon.step': ('train/muon.html#muon.step', 'posellm/train/muon.py'),
+                                    'posellm.train.muon.make_optimizer': ('train/muon.html#make_optimizer', 'posellm/train/muon.py'),
                                     'posellm.train.muon.muon_groups': ('train/muon.html#muon_groups', 'posellm/train/muon.py'),
                                     'posellm.train.muon.orthogonal': ('train/muon.html#orthogonal', 'posellm/train/muon.py')},
             'posellm.train.predict': { 'posellm.train.predict.Maps': ('train/predict.html#maps', 'posellm/train/predict.py'),

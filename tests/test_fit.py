@@ -102,9 +102,9 @@ def run_killed_at(kill, folder, cfg, monkeypatch, p):
     return model, h
 
 
-@pytest.mark.parametrize('kill, workers', [(3, 0), (6, 1), (11, 2)])
-def test_resume_is_bit_equal(kill, workers, tmp_path, monkeypatch):
-    p = people(12); cfg = settings((4, 8), batch=4, accumulate=2, val_steps=2, workers=workers) # batches straddle passes
+@pytest.mark.parametrize('kill, workers, optimizer', [(3, 0, 'adamw'), (6, 1, 'muon'), (11, 2, 'adam')])
+def test_resume_is_bit_equal(kill, workers, optimizer, tmp_path, monkeypatch):
+    p = people(12); cfg = settings((4, 8), batch=4, accumulate=2, val_steps=2, workers=workers, optimizer=optimizer) # batches straddle passes
     whole = net(); h0 = fit(whole, p, p, replace(cfg, workers=0), tmp_path/'whole', read=drawn)
     model, h = run_killed_at(kill, tmp_path/'killed', cfg, monkeypatch, p)
     assert equal(state(model), state(whole))

@@ -29,7 +29,8 @@ from .feed import Feed, sources_for
 from .hardware import Fp16Watch
 from .loss import NotFinite, check_finite, check_targets, get_loss
 from .predict import crops_for, predict_poses
-from .recipe import deciding, lr_at, param_groups, recipe
+from .muon import make_optimizer
+from .recipe import deciding, lr_at, recipe
 from .resume import Resumable
 from .state import Ema, averaged, check_weights
 
@@ -94,9 +95,7 @@ def enter_phase(self:Fit):
     if i == self.phase: return
     p, c = self.cfg.phases[i], self.cfg; self.phase = i
     self.model.freeze_trunk(p.frozen or c.trunk == 'frozen')
-    groups = param_groups(self.model, c.weight_decay, c.layer_decay)
-    kind = torch.optim.AdamW if c.optimizer == 'adamw' else torch.optim.Adam
-    self.opt = self.fabric.setup_optimizers(kind(groups, lr=p.lr, betas=c.betas, fused=self.device.type in ('cpu', 'cuda')))
+    self.opt = self.fabric.setup_optimizers(make_optimizer(c.optimizer, self.model, p.lr, c.weight_decay, c.layer_decay, c.betas))
 
 @patch
 def set_lr(self:Fit) -> float:

@@ -47,8 +47,8 @@ from .callbacks import asked_to_stop
 from .device import autocast, keep_pages, now_mib, one_cv2_thread, pick_device, pick_precision
 from .feed import Feed
 from .loss import check_finite, get_loss
-from .muon import Muon, muon_groups
-from .recipe import FitConfig, param_groups
+from .muon import OPTIMIZERS, make_optimizer
+from .recipe import FitConfig
 from .state import Ema, averaged, load_checkpoint, save_checkpoint
 
 # %% ../../nbs/train/09_pretrain.ipynb #66323830
@@ -63,7 +63,7 @@ class Pretrain:
     batch:int=64
     lr:float=4e-3
     weight_decay:float=.05
-    optimizer:str='muon' # or 'adamw'
+    optimizer:str='muon' # one of `OPTIMIZERS`
     clip:float=1.
     ema:float=.9995
     pictures:int=512 # of a shard; about 1.4 people each
@@ -80,7 +80,7 @@ class Pretrain:
     def __post_init__(self):
         for k in ('steps', 'batch', 'pictures', 'shard_steps', 'window', 'first'):
             if getattr(self, k) < 1: raise PoseError('not a count', field=k, found=getattr(self, k), allowed='1 or more')
-        if self.optimizer not in ('muon', 'adamw'): raise unknown('optimizer', self.optimizer, ('muon', 'adamw'))
+        if self.optimizer not in OPTIMIZERS: raise unknown('optimizer', self.optimizer, OPTIMIZERS)
 
     def rate(self, step:int) -> float:
         "Learning rate of a step."
@@ -198,8 +198,7 @@ class Pretraining:
         self.model = create_model(cfg.network, 'coco17', input_hw=cfg.input_hw, weights=None).to(self.device, memory_format=torch.channels_last)
         self.precision = pick_precision(cfg.precision, self.device); self.feed = ShardFeed(cfg, self.model.spec, self.device)
         self.loss, self.ema = get_loss(self.model.spec.loss, self.feed.codec), Ema(self.model, cfg.ema)
-        kind, groups = (Muon, muon_groups) if cfg.optimizer == 'muon' else (torch.optim.AdamW, param_groups)
-        self.opt = kind(groups(self.model, cfg.weight_decay), lr=cfg.lr, fused=self.device.type in ('cpu', 'cuda'))
+        self.opt = make_optimizer(cfg.optimizer, self.model, cfg.lr, cfg.weight_decay)
         self.step, self.seconds, self.begun, self.before = 0, 0., [], dict(samples=0, seconds=0); self.net = DistributedDataParallel(self.model, broadcast_buffers=False, gradient_as_bucket_view=True) if world() > 1 else self.model
 
     def train_step(self, host) -> float:
@@ -309,7 +308,7 @@ def main(argv=None):
     ap = argparse.ArgumentParser(description='Train posellm-synth-s on endless generated people.')
     ap.add_argument('--steps', type=int, default=Pretrain.steps); ap.add_argument('--workers', type=int, default=1)
     ap.add_argument('--threads', type=int, default=0, help='of torch; 0: all'); ap.add_argument('--batch', type=int, default=Pretrain.batch); ap.add_argument('--lr', type=float, default=Pretrain.lr)
-    ap.add_argument('--optimizer', choices=('muon', 'adamw'), default=Pretrain.optimizer); ap.add_argument('--cooldown', type=float, default=Pretrain.cooldown); ap.add_argument('--ema', type=float, default=Pretrain.ema)
+    ap.add_argument('--optimizer', choices=tuple(OPTIMIZERS), default=Pretrain.optimizer); ap.add_argument('--cooldown', type=float, default=Pretrain.cooldown); ap.add_argument('--ema', type=float, default=Pretrain.ema)
     ap.add_argument('--name', default='pretrain'); ap.add_argument('--judge', help='a COCO data set whose val part judges the weights now and then'); ap.add_argument('--every', type=int, default=2000)
     ap.add_argument('--seed', type=int, default=Pretrain.seed); ap.add_argument('--start', help='last.ckpt of another run to go on from, or weights alone (a run, a file, a name) to begin with'); ap.add_argument('--processes', type=int, default=1, help='that share every batch; on a CPU two with one thread each are faster than one with two'); ap.add_argument('--first', type=int, default=Pretrain.first); ap.add_argument('--shard-steps', type=int, default=Pretrain.shard_steps)
     a = ap.parse_args(argv); setup_log()

@@ -66,7 +66,7 @@ class FitConfig:
     phases:tuple=(Phase('phase1', 1e-3, 3, schedule='constant', frozen=True), Phase('phase2', 2e-4, 20))
     batch:int=32 # people per forward pass
     accumulate:int=1 # forward passes per optimizer step
-    optimizer:str='adamw' # or 'adam'
+    optimizer:str='adamw' # or 'adam', 'muon'
     betas:tuple=(.9, .999)
     weight_decay:float=.05
     layer_decay:float=1. # learning rate of a layer / of the next one up
@@ -103,7 +103,7 @@ def _check(c):
     def need(ok, name, allowed):
         if not ok: raise PoseError('setting out of range', field=name, found=getattr(c, name), allowed=allowed)
     need(len(c.phases) > 0, 'phases', 'at least one'); need(c.batch >= 1, 'batch', '1 or more'); need(c.accumulate >= 1, 'accumulate', '1 or more')
-    need(c.trunk in ('full', 'frozen'), 'trunk', 'full, frozen'); need(c.optimizer in ('adamw', 'adam'), 'optimizer', 'adamw, adam'); need(0 <= c.ema < 1, 'ema', '0 to below 1'); need(0 < c.layer_decay <= 1, 'layer_decay', 'above 0 to 1')
+    need(c.trunk in ('full', 'frozen'), 'trunk', 'full, frozen'); need(c.optimizer in ('adamw', 'adam', 'muon'), 'optimizer', 'adamw, adam, muon'); need(0 <= c.ema < 1, 'ema', '0 to below 1'); need(0 < c.layer_decay <= 1, 'layer_decay', 'above 0 to 1')
     need(c.loss == 'auto' or c.loss in LOSSES, 'loss', f"auto, {', '.join(LOSSES)}"); need(c.best in ('ap', 'loss'), 'best', 'ap, loss'); need(c.workers >= 0, 'workers', '0 or more')
     need(set(c.loggers) <= {'tensorboard', 'wandb'}, 'loggers', 'tensorboard, wandb'); need(c.clip >= 0, 'clip', '0 or more'); need(c.keep >= 0, 'keep', '0 or more'); need(c.margin >= 1, 'margin', '1 or more')
 
