@@ -1,4 +1,5 @@
 """How many people a second get all their facts (trust, geometry, states, probabilities): by the clock in one process and two, and by the processor time of one, which other work on the machine does not change. The peer is the same work done person by person, by processor time too."""
+import argparse
 import json
 import os
 import time
@@ -20,6 +21,7 @@ def work(part):  # seconds of one part of the people
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     p = people(); find_facts(p[:200]); runs = []
     with ProcessPoolExecutor(2) as pool:
         list(pool.map(work, [(0, 100), (100, 200)]))

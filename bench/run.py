@@ -4,6 +4,7 @@ Each script measures something of ours and a peer in the same process, prints li
 {measure: {"ours": number, "peer": number or null, "unit": str, "peer_name": str or null, ...}}. The runner adds the ratio, the date and the machine,
 and keeps all of it in bench/results/<script>.json, newest first. A script whose docstring names a page of its own (bench/results/NAME.md) takes hours or needs data, and is called by hand.
 """
+import argparse
 import ast
 import json
 import os
@@ -77,8 +78,10 @@ def own_page(script): return 'bench/results/' in (ast.get_docstring(ast.parse(sc
 
 
 def main():
-    scripts = [s for s in sorted(HERE.glob('*.py')) if s.name != 'run.py' and not own_page(s) and not s.name.startswith('_') and (not sys.argv[1:] or any(a in s.stem for a in sys.argv[1:]))]
-    if not scripts: sys.exit(f'no measurement in bench {"matches " + " ".join(sys.argv[1:]) if sys.argv[1:] else "is here yet"}')
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter); ask.add_argument('names', nargs='*', metavar='NAME')
+    names = ask.parse_args().names
+    scripts = [s for s in sorted(HERE.glob('*.py')) if s.name != 'run.py' and not own_page(s) and not s.name.startswith('_') and (not names or any(a in s.stem for a in names))]
+    if not scripts: sys.exit(f'no measurement in bench {"matches " + " ".join(names) if names else "is here yet"}')
     failed = [s.stem for s in scripts if not run(s)]
     if failed: sys.exit(f'failed: {", ".join(failed)}')
 
