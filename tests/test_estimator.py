@@ -83,7 +83,9 @@ def test_the_command_line_fetches_a_video(tmp_path, bare, capsys):
 def test_good_and_broken_and_moving_pictures_in_one_call(tmp_path, capsys, caplog):
     cv2.imwrite(str(tmp_path/'good.jpg'), photo()); (tmp_path/'broken.jpg').write_bytes(cv2.imencode('.jpg', photo())[1].tobytes()[:200]); film(tmp_path/'clip.avi', 5); out = tmp_path/'out'
     assert call(['predict', *(str(tmp_path/n) for n in ('good.jpg', 'broken.jpg', 'clip.avi')), '--out', str(out), '--boxes', 'whole', '--every', '2', '--no-flip']) == 0
-    said = capsys.readouterr(); assert 'skipped: 1' in said.out and 'broken.jpg' in said.err + caplog.text and '4 people in 4 images' in said.out
+    said = capsys.readouterr(); assert 'skipped: 1' in said.out and 'broken.jpg' in said.err + caplog.text and '4 people in 4 images' in said.out and 'trained on generated people only' in said.out
+    assert call(['predict', str(tmp_path/'clip.avi'), '--out', str(tmp_path/'one'), '--boxes', 'whole', '--every', '9', '--no-flip', '--no-pictures']) == 0
+    said = capsys.readouterr().out; assert said.count('trained on generated people only') == said.count('boxes: whole image') == 1, said
     coco, images, people = (json.loads((out/n).read_text()) for n in ('results.json', 'images.json', 'people.json'))
     assert [(x['file_name'], x.get('frame')) for x in images] == [('good.jpg', None), ('clip.avi', 0), ('clip.avi', 2), ('clip.avi', 4)]
     assert [x['image_id'] for x in coco] == [x['id'] for x in images] and all(len(x['keypoints']) == 51 for x in coco) and len(people) == 4

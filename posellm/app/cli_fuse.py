@@ -45,8 +45,9 @@ def fuse_files(
     from posellm.refine.members import stack_people
     if fuser and (truth or rule): raise PoseError('a fuser brings its own rule and needs no truth', field='--fuser', todo='leave out --truth and --rule, and measure with `posellm eval`')
     if save and not truth: raise PoseError('nothing was learnt that could be kept', field='--save', todo='give --truth')
+    if save and Path(save).resolve() == Path(out).resolve(): raise PoseError('one file for the results and for what was learnt', file=save, field='--save', todo='choose another name')
     if len(files) < 2 and not fuser: raise PoseError('two results files or more are fused', field='RESULTS', found=len(files), todo='give another one')
-    check_out([out, save], [*files, truth, fuser]); t = Poses.from_coco(truth) if truth else None
+    check_out([out], given := [*files, truth, fuser]); check_out([save], given, '--save'); t = Poses.from_coco(truth) if truth else None
     stack = stack_people(read_members(files, t, skeleton), thr=match); got = dict(out=str(out), members=list(stack.names), people=len(stack), keypoints=stack.people.K, there=float(stack.on.mean()), notes=stack.notes)
     if fuser: f = load_fuser(fuser); p = f(_renamed(stack, f)); got['rule'] = f.rule
     elif t is not None:

@@ -13,7 +13,7 @@ from typing import Annotated, Optional
 import typer
 
 from .options import Json
-from ..core.errors import PoseError, counted, one_line
+from ..core.errors import PoseError, counted, first_of, one_line
 from ..core.files import read_json
 
 # %% ../../nbs/app/05a_cli_words.ipynb #51fe6d46
@@ -112,7 +112,7 @@ def explain(
         for r in islice(results_of(people, Meaning.from_dict(read_json(file)) if file else None, by, skipped), limit): rows.append(r.to_json()); yield r
     got = save_results(seen(), out, title='People in words', skipped=skipped, given=[results, truth, images, Path(results).with_name('images.json')]) if out else dict(images=sum(1 for _ in seen()))
     lost = [str(e) for e in skipped]
-    if not rows: raise PoseError('nobody to explain: no image could be read, or nobody has keypoints', file=results, found=f'{counted(len(lost), "image")} not read', todo=lost[0] if lost else None)
+    if not rows: raise PoseError('nobody to explain: no image could be read, or nobody has keypoints', file=results, **first_of(skipped))
     lines = [f'{one_line(r["image"])}: ' + ' '.join(p['text'] for p in r['people']) for r in rows] + [f'{counted(sum(len(r["people"]) for r in rows), "person", "people")} in {counted(len(rows), "image")} explained'] + [f'gallery: {got.get("gallery")}']*('gallery' in got) + [f'skipped: {len(lost)}']*bool(lost) + [f'language model: {by!r}']*bool(by)
     emit(as_json, dict(got, **(dict(llm=by.asker.meter.to_dict()) if by else {}), people=sum(len(r['people']) for r in rows), skipped=lost, explanations=rows), lines)
 
