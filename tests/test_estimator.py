@@ -93,6 +93,29 @@ def test_good_and_broken_and_moving_pictures_in_one_call(tmp_path, capsys, caplo
     page = (out/'gallery.html').read_text(); assert page.count('<article') == 4 and 'broken.jpg' in page and 'frame 2' in page
 
 
+def test_files_of_one_name_are_told_apart_and_found_again(tmp_path, capsys):
+    for d, side in (('x', 90), ('y', 70)): (tmp_path/'two'/d).mkdir(parents=True); cv2.imwrite(str(tmp_path/'two'/d/'same.jpg'), photo()[:, :side])
+    cv2.imwrite(str(tmp_path/'two'/'y'/'other.jpg'), photo()); out, two = tmp_path/'out', tmp_path/'two'; quick = ['--boxes', 'whole', '--no-flip', '--no-pictures']
+    assert call(['predict', str(two/'x'), str(two/'y'), '--out', str(out), *quick]) == 0
+    assert [im['file_name'] for im in json.loads((out/'images.json').read_text())] == ['x/same.jpg', 'y/other.jpg', 'y/same.jpg']
+    capsys.readouterr(); assert call(['explain', str(out/'results.json'), '--images', str(two), '--json']) == 0; got = json.loads(capsys.readouterr().out); assert [(r['image'], r['width']) for r in got['explanations']] == [('x/same.jpg', 90), ('y/other.jpg', 90), ('y/same.jpg', 70)]
+    images = [{**im, 'file_name': im['file_name'].split('/')[1]} for im in json.loads((out/'images.json').read_text())]; (out/'images.json').write_text(json.dumps(images)) # as somebody else writes them
+    assert call(['explain', str(out/'results.json'), '--images', str(two/'x'), '--json']) == 0; got = json.loads(capsys.readouterr().out); assert len(got['explanations']) == 1 and any('another size' in s and '70 x 120' in s for s in got['skipped']), got['skipped']
+
+
+def test_an_image_that_the_box_file_does_not_list_is_skipped(tmp_path, capsys):
+    for n in ('a.jpg', 'plain.jpg'): cv2.imwrite(str(tmp_path/n), photo())
+    boxes = dict(images=[dict(id=1, file_name='a.jpg'), dict(id=2, file_name='nobody.jpg')], annotations=[dict(id=1, image_id=1, category_id=1, bbox=[5, 5, 70, 100])], categories=[dict(id=1, name='person')]); (tmp_path/'A.json').write_text(json.dumps(boxes))
+    more = ['--boxes', str(tmp_path/'A.json'), '--no-flip', '--no-pictures', '--out', str(tmp_path/'out')]
+    assert call(['predict', str(tmp_path/'plain.jpg'), *more]) == 2 and 'does not list this image' in capsys.readouterr().err
+    assert call(['predict', str(tmp_path/'plain.jpg'), str(tmp_path/'a.jpg'), *more, '--json']) == 0; got = json.loads(capsys.readouterr().out); assert got['images'] == 1 and 'A.json' in got['skipped'][0]
+
+
+def test_mistakes_in_the_one_line():
+    for make, words in ((lambda: Estimator(3), 'found .int.; allowed a run folder'), (lambda: Estimator(boxes=[1, 2, 3]), 'a box is four numbers'), (lambda: Estimator(stage='02_ssl'), 'stage: .*no run is given')):
+        with pytest.raises(PoseError, match=words): make()
+
+
 # ---- the embedded weights on a photograph
 
 @pytest.fixture(scope='module')

@@ -62,7 +62,7 @@ def person(given): # a Result
 def test_where_nothing_could_be_read_earlier_results_stay(given, person, capsys):
     out = given/'out'; save_results([person], out); before = contents(out); (given/'zero.jpg').write_bytes(b'')
     assert call(f'predict {given}/zero.jpg --boxes whole --no-flip --out {out}'.split()) == 2 and contents(out) == before
-    said = capsys.readouterr().err; assert "1 broken: zero.jpg: " in said and 'do: zero.jpg' not in said, said
+    said = capsys.readouterr().err; assert "1 skipped: zero.jpg: " in said and 'do: zero.jpg' not in said, said
     assert call(f'predict {given}/zero.jpg --boxes whole --no-flip --out {given}/new'.split()) == 2 and not (given/'new').exists()
 
 

@@ -59,7 +59,7 @@ def first_of(errors) -> dict: # `found` and `todo` of a PoseError about them all
     "Several mistakes in one: how many, what the first one is, and what helps against it."
     if not errors: return {}
     e = errors[0]; name = '' if e.file is None else f'{one_line(Path(e.file).name)}: '
-    return dict(found=f'{len(errors)} broken: {name}{e.what}', todo=e.todo)
+    return dict(found=f'{len(errors)} skipped: {name}{e.what}', todo=e.todo)
 
 # %% ../../nbs/core/00_errors.ipynb #296cfed9
 def unknown(
