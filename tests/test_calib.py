@@ -45,6 +45,10 @@ def test_generated_people_and_third_parts(tmp_path, caplog):
     assert (named.bbox == parts['calib'].bbox).all()
     with pytest.raises(PoseError, match='no such split'): open_data(str(folder), None, calib='spare')
     with pytest.raises(PoseError, match='trained on or reported'): open_data(str(folder), None, calib='val')
+    with caplog.at_level('WARNING'): open_data(str(folder), None)
+    assert 'train has 6 people with keypoints, too few' in caplog.text
+    (folder/'annotations'/'person_keypoints_train2017.json').unlink()
+    with pytest.raises(PoseError, match="data: this data set has no part to learn from; found '.*val.*'"): open_data(str(folder), None)
 
 
 def test_calib_may_calibrate_and_nothing_else(tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from coco_sets import coco
 from posellm.app import config
 from posellm.app.chapters import chapter_params, find_chapters
 from posellm.app.pipeline import make_plan, record
@@ -26,7 +27,9 @@ CONSTANTS = 'ROOT_DIR: ROOT\nUSE_RAW: true\nBATCH_SIZE: 8\nNUM_EPOCHS: 25\nLEARN
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    (tmp_path/'data'/'coco'/'annotations').mkdir(parents=True); monkeypatch.chdir(tmp_path)
+    labels = tmp_path/'data'/'coco'/'annotations'; labels.mkdir(parents=True); (tmp_path/'data'/'external').mkdir()
+    for part in ('train', 'val'): (labels/f'a_{part}.json').write_text(json.dumps(coco()))
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('POSELLM_ROOT', str(ROOT)); monkeypatch.setenv('POSELLM_RUNS', str(tmp_path/'runs'))
     return tmp_path
 
@@ -159,3 +162,36 @@ def test_what_yaml_cannot_convert_is_refused_and_dates_are_words(home):
     assert make_plan(config=written(home, 'name: 2024-11-30\nchapters: "00"\n')).name == '2024-11-30'
     with pytest.raises(PoseError, match='not valid YAML.*ten'): make_plan(config=written(home, 'seed: !!int ten\n'), name='a')
     with pytest.raises(PoseError, match="model.pretrained_path: there are no such weights; found '123'"): make_plan(config=written(home, 'model: {pretrained_path: 123}\n'), name='a', chapters='01')
+
+
+def test_named_annotation_files_are_those_that_are_read(home, caplog):
+    "A source project names files; here a folder is read. Where the two disagree, somebody would train on other people."
+    named = lambda train, val='data/coco/annotations/a_val.json', more='': written(home, f'dataset: {{train_annotations: {train}, val_annotations: {val}{more}}}')
+    with pytest.raises(PoseError, match='dataset.val_annotations: there is no such file'): make_plan(config=named('data/coco/annotations/a_train.json', 'data/coco/annotations/b_val.json'), name='a', chapters='00')
+    with caplog.at_level('INFO'): make_plan(config=named('data/coco/annotations/a_train.json', more=', image_dir: data/coco/train'), name='a', chapters='00')
+    assert 'dataset.image_dir has no effect' in caplog.text
+    (home/'data'/'coco'/'annotations'/'person_keypoints_train2017.json').write_text(json.dumps(coco()))
+    with pytest.raises(PoseError, match="dataset.train_annotations: the folder's train part is another file"): make_plan(config=named('data/coco/annotations/a_train.json'), name='a', chapters='00')
+
+
+def test_a_folder_of_loose_pictures_gets_its_boxes_from_a_detector(home):
+    boxes = lambda folder: make_plan(config=written(home, f'dataset: {{unlabeled: {{image_dir: {folder}}}}}'), name='a', chapters='00,02').steps[1][2]
+    assert (boxes('data/external')['boxes'], boxes('data/external')['unlabeled']) == ('auto', str(home/'data'/'external')) and boxes('data/coco').get('boxes') == 'truth'
+    with pytest.raises(PoseError, match='unlabeled: there is no such file or folder'): boxes('data/nowhere')
+
+
+@pytest.mark.parametrize('params, words', [
+    (dict(method='multiaug'), ["unknown method", "'multiaugs'"]), (dict(model='resnet51'), ['unknown model', 'resnet']), (dict(weights='no/file.pth'), ['weights', 'no such file']), (dict(weights='nofile.pth'), ['weights', 'no such file']),
+    (dict(over="{'bach': 4}"), ["did you mean 'batch'"]), (dict(phases='{phase3: {lr: 1}}'), ['unknown phase', 'phase1']), (dict(limit='-3'), ['limit', 'negative']), (dict(lr='-1'), ['lr', 'negative']), (dict(unlabeled='rel/none'), ['unlabeled', 'no such'])])
+def test_what_would_stop_a_chapter_later_stops_the_plan(home, params, words):
+    with pytest.raises(PoseError) as e: make_plan(gpu='tiny', name='a', chapters='00,01,02', params=params)
+    assert all(w in str(e.value) for w in words), str(e.value)
+
+
+def test_words_and_paths_are_understood_as_typed(home):
+    off = make_plan(config=written(home, 'force: "no"\nresume: off\n'), name='a', chapters='00').steps[0][2]; assert not off['force'] and not off['resume']
+    with pytest.raises(PoseError, match='resume.*yess'): make_plan(config=written(home, 'resume: yess\n'), name='a', chapters='00')
+    assert make_plan(name='a', chapters='01', params=dict(over='{batch: 4}')).steps[0][2]['over'] == dict(batch=4)
+    assert make_plan(name='a', chapters='02', params=dict(unlabeled='data/external')).steps[0][2]['unlabeled'] == str(home/'data'/'external') # chapters run in the project's folder
+    for data in ('', 'nowhere'):
+        with pytest.raises(PoseError, match='data: '): make_plan(data=data, name='a', chapters='00')

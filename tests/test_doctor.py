@@ -15,7 +15,7 @@ from posellm.core.errors import PoseError
 from posellm.core.paths import shared_data
 from posellm.data.check import RULES, check
 from posellm.data.corrupt import CORRUPTIONS, all_findings, corrupt
-from posellm.data.mend import mend
+from posellm.data.mend import mend, mended_lines
 from posellm.data.page import write_page
 from posellm.data.remedies import REMEDIES, apply_remedies
 from posellm.data.stream import check_stream
@@ -84,6 +84,7 @@ def test_a_real_set_made_whole(tmp_path):
     m = mend(shared("eval_mvor/annotations/camma_mvor_2018.json"), tmp_path / "mvor", images="none")
     assert {c["rule"] for s in m["splits"].values() for c in s["changes"]} == {"text-ids", "id-zero", "area-missing"}
     m = mend(shared("coco_val2017_annotations_only"), tmp_path / "val", images="none")
+    assert "images were neither looked at nor copied" in "\n".join(mended_lines(m, tmp_path / "val"))
     assert {c["rule"]: c["count"] for s in m["splits"].values() for c in s["changes"]} == {"repeated-images": 1579}
     m = mend(shared("mmpose_fragments/rhd/test_rhd.json"), tmp_path / "rhd", images="none")
     assert "keypoint-count" in {c["rule"] for s in m["splits"].values() for c in s["changes"]} and m["exit_code"] == 0

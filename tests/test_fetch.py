@@ -415,6 +415,13 @@ def test_failures_are_counted_as_they_were(tmp_path):
     assert str(e.value).count('21 of 26 photographs that were asked for could not be fetched; of 60 in all, 7 are here, 32 were not asked for') == 1 and len(left(tmp_path)) == 7
 
 
+def test_a_plan_promises_nothing_that_fetching_would_refuse(capsys):
+    for argv, words in ((['coco-val', '--ids', '139,abc'], "not an image id; found 'abc'"), (['coco-unlabeled', '-n', '200000000'], 'at most 123403')):
+        code, text = call(['download', *argv, '--dry-run'], capsys); assert code == 2 and words in text, text
+    code, text = call(['download', 'papers', '--dry-run'], capsys)
+    assert code == 0 and 'in all at least 0 B to fetch; of 18 files the size is not published' in text and 'while unpacking' not in text, text[-200:]
+
+
 @pytest.mark.parametrize('argv, words', [(['download', 'cocoo'], "did you mean 'coco'"), (['download', 'weights'], 'which weights'), (['download', 'weights', 'vitpose'], 'did you mean'), (['download', 'weights', 'sapiens_1b'], '--accept'),
                                          (['download', 'coco-val', '--ids', 'x'], 'not an image id'), (['download', 'coco-val', '--ids', '²'], 'not an image id'), (['download', 'coco-val', '--ids', '9'*5000], 'not an image id'), (['download', 'papers', 'nope'], 'unknown')])
 def test_download_says_what_is_wrong(argv, words, capsys, monkeypatch):

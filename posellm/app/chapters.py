@@ -98,8 +98,12 @@ def _as_text(v):
     if not isinstance(v, (str, int, float, Path)): raise ValueError
     return str(v)
 
-def _as_dict(v):
-    v = _as_literal(v)
+def _as_dict(v): # as Python writes it, or as YAML does: {batch: 4}
+    import yaml
+    try: v = _as_literal(v)
+    except (ValueError, SyntaxError):
+        try: v = yaml.safe_load(v)
+        except yaml.YAMLError as e: raise ValueError from e
     if not isinstance(v, dict): raise ValueError
     return v
 

@@ -20,7 +20,7 @@ def truth_for(report, results): # Case
     r = read_json(results, "a COCO results file"); rows = r if isinstance(r, list) else next((v for v in r.values() if isinstance(v, list)), []) if isinstance(r, dict) else []
     ids = {str(x.get("image_id")) for x in rows if isinstance(x, dict)}
     if not report.cases: raise PoseError("there is no truth to hold the results against", file=report.path, todo="check the data set alone first")
-    return max(report.cases, key=lambda c: len(ids & set(map(str, c.table))))
+    return max(report.cases, key=lambda c: (len(ids & set(map(str, c.table))), c.split == "val")) # of equals val, which is what results are usually for
 
 def results_lines(why) -> list:
     "What stands in the results, and why they score as they do."

@@ -11,6 +11,7 @@ from typing import Annotated, Optional
 import typer
 
 from .options import Json
+from ..core.errors import counted
 
 # %% ../../nbs/app/05_cli_data.ipynb #014fd4ee
 def human(n) -> str: # '18.0 GiB'
@@ -27,7 +28,8 @@ def plan_lines(plan) -> list:
         size = human(r['bytes']) if r['bytes'] else 'nothing to fetch' if r['state'] == 'here' else 'size not published'
         out += [f"{r['name']}: {r['state']}; {size}; {r['purpose']}", f"    from     {r['source']}", f"    to       {r['to']}", f"    checksum {r['checksum']}", f"    licence  {r['licence'] or 'not stated'}"]
         if r['restricted']: out.append(f"    needs    --accept once: {r['restricted']}")
-    return out + [f"in all {human(plan['bytes'])} to fetch, {human(plan['disk'])} of disk while unpacking"]
+    dark = sum(not r['bytes'] and r['state'] != 'here' for r in plan['rows'])
+    return out + [f"in all {'at least ' if dark else ''}{human(plan['bytes'])} to fetch" + (f", {human(plan['disk'])} of disk while unpacking" if plan['disk'] > plan['bytes'] else '') + (f"; of {counted(dark, 'file')} the size is not published" if dark else '')]
 
 def got_lines(got) -> list:
     "What a download did, as text."

@@ -45,7 +45,7 @@ def _network(name, file) -> str: # as the zoo spells it
     from posellm.models.zoo import list_models
     near = {re.sub('[^a-z0-9.]', '', k.lower()): k for k in list_models()}
     word = re.sub('[^a-z0-9.]', '', str(name).lower())
-    if word not in near: raise unknown('model', name, list_models(), file=file)
+    if word not in near: raise unknown('model.name', name, list_models(), file=file)
     return near[word]
 
 def _data_folder(f:dict, file) -> str: # where the annotation files lie
@@ -53,6 +53,15 @@ def _data_folder(f:dict, file) -> str: # where the annotation files lie
     roots = {p.parent.parent if p.parent.name in ('annotations', 'raw') else p.parent for p in given} or {Path(str(f['dataset.image_dir'])).parent}
     if len(roots) > 1: raise PoseError('train and val lie in different data sets', file=file, field='dataset', found=', '.join(map(str, sorted(roots))), allowed='one folder', todo='put both annotation files into one annotations/ folder')
     return str(roots.pop())
+
+def _check_parts(f:dict, root, file): # the files that are named are those that the folder would be read from
+    from posellm.data.formats import open_source
+    for split in ('train', 'val'):
+        k = f'dataset.{split}_annotations'; p = k in f and Path(str(f[k])).expanduser()
+        if not p: continue
+        if not p.is_file(): raise PoseError('there is no such file', file=file, field=k, found=f[k], todo='check the path')
+        part = open_source(root).parts.get(split)
+        if part is None or Path(part.file).resolve() != p.resolve(): raise PoseError(f"the folder's {split} part is another file", file=file, field=k, found=f[k], allowed=part and str(part.file), todo=f'keep one annotation file named for {split} in that folder')
 
 def _weights(f:dict, file): # what to start from; chapters run in another folder
     path = f.get('model.pretrained_path')
@@ -64,6 +73,11 @@ def _weights(f:dict, file): # what to start from; chapters run in another folder
     return f'hub:{path}' # OWNER/NAME of the hub
 
 # %% ../../nbs/app/02a_config.ipynb #a984c13e
+def _boxes(folder) -> str: # labelled images bring their boxes, loose ones need a detector
+    from posellm.data.formats import open_source
+    try: open_source(folder); return 'truth'
+    except PoseError: return 'auto'
+
 def _one_batch(f:dict, file) -> dict: # {batch, accumulate}
     out = {}
     for theirs, ours in _SPLIT.items():
@@ -113,12 +127,13 @@ def checked_blocks(f:dict, file): # f: ours; its blocks `over` and `phases` in p
     try:
         if 'over' in f: f['over'] = {k: _number(v) for k, v in f['over'].items()}; preset('tiny', **f['over'])
         for n, d in (f.get('phases') or {}).items():
+            if n not in ('phase1', 'phase2'): raise unknown('phase', n, ('phase1', 'phase2'))
             if not isinstance(d, dict): raise PoseError('not a block', field=f'phases.{n}', found=d, allowed='{field: value}', todo='for instance phases: {phase2: {epochs: 20}}')
             f['phases'][n] = d = {k: _number(v) for k, v in d.items()}; known = [x for x in Phase.__dataclass_fields__ if x != 'name']
             for k in d:
                 if k not in known: raise unknown(f'field of {n}', k, known)
             Phase(**dict(name=n, lr=1., epochs=1.) | d)
-    except PoseError as e: e.file = e.file if e.file and e.file != 'preset tiny' else str(file); raise
+    except PoseError as e: e.file = e.file if e.file and e.file != 'preset tiny' else file and str(file); raise
 
 # %% ../../nbs/app/02a_config.ipynb #f47c7719
 def translate(
@@ -127,6 +142,8 @@ def translate(
     "What a source project's settings mean here."
     f = checked(f, file); _check_maps(f, file); said = [f'{k} has no effect: {why}' for k, why in _SAID.items() if k in f]
     out = {ours: f[k] for k, ours in _SAME.items() if k in f}
+    if 'dataset.image_dir' in f and any(k in f for k in _OWN_WAY[4:6]): said.append("dataset.image_dir has no effect: images are found by their names in the annotations' data set")
+    if 'unlabeled' in out: out['boxes'] = _boxes(str(out['unlabeled']))
     over = {ours: f[k] for k, ours in _OVER.items() if k in f} | _one_batch(f, file)
     for k in ('model.input_size', 'IMG_SIZE'):
         if k in f: over['input_hw'] = _size(f[k], k, file)
@@ -168,6 +185,7 @@ def read_config(
     for k in f:
         if '.' in k and k not in theirs: raise unknown('key', k, [*own_keys, *own_blocks, *source_keys()], file=file)
     foreign, said = translate(theirs, file) if theirs else ({}, [])
+    _check_parts(theirs, foreign.get('data'), file)
     for line in said: log('config').info(f'{file}: {line}')
     ours = {k: v for k, v in f.items() if k not in theirs}
     if any(k in ours for k in own_blocks): checked_blocks(ours, file)
@@ -191,7 +209,7 @@ def _strict(file): # a reader that refuses a key given twice, where YAML's would
 def _parse(file) -> dict:
     import yaml
     if file.is_dir() and (file/'config.json').is_file(): file = file/'config.json' # the folder of a run stands for its record
-    if not file.is_file(): raise PoseError('there is no such file', file=file, field='config', allowed='a YAML file, or the folder or config.json of a run', todo='check the path; examples stand in configs/')
+    if not file.is_file(): raise PoseError('this folder is no run: it has no config.json' if file.is_dir() else 'there is no such file', file=file, field='config', allowed='a YAML file, or the folder or config.json of a run', todo='check the path; examples stand in configs/')
     try: d = yaml.load(file.read_text(encoding='utf8'), _strict(file)) or {}
     except PoseError: raise # is a ValueError too
     except (yaml.YAMLError, ValueError) as e: # ValueError: not UTF-8, or `!!int ten`

@@ -111,6 +111,6 @@ def as_text(summary:dict, measured:list) -> list: # lines
     lines = []
     for row, (name, ev) in zip(summary['results'], measured):
         lines += [name, *(f'  {line}' for line in ev.table().split('\n')), f'  AP {row["AP"]:.3f}, 95% interval over images [{row["ap_lo"]:.3f}, {row["ap_hi"]:.3f}]; '
-                  f'this set can show a difference of about {row["smallest_detectable"]:.3f}; sigmas of {ev.truth.skeleton.name}, best {ev.max_dets} people an image']
+                  + (f'this set can show a difference of about {row["smallest_detectable"]:.3f}; ' if row['smallest_detectable'] > 0 else '') + f'sigmas of {ev.truth.skeleton.name}, best {ev.max_dets} people an image']
         if 'delta' in row: lines.append(f'  against {row["against"]}: {row["delta"]:+.3f} [{row["delta_lo"]:+.3f}, {row["delta_hi"]:+.3f}], {row["verdict"]}')
     return lines

@@ -166,7 +166,7 @@ def _usable_part(poses, limit, seed, file):
         part = poses.take_images(good)
     if scan.bad and len(scan.bad) == scan.n:
         e = next(iter(scan.bad.values()))
-        raise PoseError(f"none of {scan.n} images can be used", file=file, found=f"{e.what}: {e.file}", allowed="the images beside their json", todo="put the images there, or pass images=False for the labels alone")
+        raise PoseError(f"none of {scan.n} images can be used", file=file, found=f"{e.what}: {e.file}", allowed="the images beside their json", todo="put the images there (load_data(..., images=False) reads the labels alone)")
     return part, scan
 
 # %% ../../nbs/data/01_coco.ipynb #88a6f1ab
@@ -195,7 +195,7 @@ def load_data(
     elif limit: poses = limit_people(poses, limit, seed)
     if split != "unlabeled" and not poses.learnable.any():
         raise PoseError("empty split: no person with labelled keypoints", file=file, field=f"split {split}", found=f"{len(poses)} annotations in {len(poses.images)} images", allowed="at least one person with a keypoint of visibility 1 or 2",
-                        todo="raise limit" if limit else "check the annotations, or choose another split")
+                        todo="raise limit" if limit else "check the annotations, or add a val file: images were divided 80:20, and there are too few for that" if side else "check the annotations, or choose another split")
     return poses
 
 # %% ../../nbs/data/01_coco.ipynb #26ae03aa

@@ -222,7 +222,7 @@ def open_source(
             if parts := f.find(p): hits[f.name] = parts
         except PoseError as e: faults[f.name] = e
     if len(hits) + len(faults) > 1 and not any(looks(x.file, 'coco') for x in hits.get('coco', {}).values()): hits.pop('coco', None) # some json, taken for COCO for want of better
-    if len(hits) > 1: raise PoseError('several formats are in this place', file=p, found='; '.join(f'{n}: {", ".join(sorted({x.file.name for x in parts.values()}))}' for n, parts in hits.items()), allowed='one', todo=f'pass the file that is meant, or --from {" or --from ".join(hits)}')
+    if len(hits) > 1: raise PoseError('several formats are in this place', file=p, found='; '.join(f'{n}: {", ".join(sorted({x.file.name for x in parts.values()}))}' for n, parts in hits.items()), allowed='one', todo=f'pass the file that is meant (posellm convert also takes --from {" or --from ".join(hits)})')
     if hits: return Source(name := next(iter(hits)), p, hits[name])
     if faults: raise next(iter(faults.values()))
     here = ', '.join(sorted(x.name for x in p.iterdir())[:8]) or 'an empty folder' if p.is_dir() else _what(p)
@@ -255,6 +255,6 @@ def read_parts(
     "All splits of a data set, labels alone."
     source = open_source(path, format); poses, done = {}, {}
     for s in splits or source.parts:
-        if s not in source.parts: raise PoseError('no such split', file=path, field='split', found=s, allowed=', '.join(source.parts))
+        if s not in source.parts: raise PoseError('no such split', file=path, field='split', found=s, allowed=', '.join(source.parts), todo='choose one of these')
         poses[s], done[s] = source.parts[s].read(skeleton)
     return source, poses, done

@@ -107,4 +107,5 @@ def mended_lines(
     "What was changed and what is left, for people."
     rows = [f"  {s}: {c['count']:>6} x {c['rule']}: {c['what']}" for s, v in manifest["splits"].items() for c in v["changes"]]
     left = [f"  {f['severity']} {f['rule']} [{f['split']}]: {f['count']}; {f['do']}" for f in manifest["left"] if f["severity"] != "info"]
-    return [f"corrected copy: {out} (every change in manifest.json)", *(rows or ["  nothing to mend"]), *(["left for people:"] + left if left else [])]
+    blind = ["  images were neither looked at nor copied"] if manifest["images"] == "none" else []
+    return [f"corrected copy: {out} (every change in manifest.json)", *(rows or ["  nothing to mend" + " in the labels"*bool(blind)]), *blind, *(["left for people:"] + left if left else [])]

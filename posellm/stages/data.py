@@ -40,8 +40,7 @@ def carve(
     "Set a part of train aside, by image, for choosing and calibrating."
     from posellm.data.coco import limit_people, same_images
     n = int(train.learnable.sum())
-    if n < 5*least:
-        log('data').warning(f'train has {n} people with keypoints, too few to set some aside (at least {5*least}): no calib part, so the last weights are kept and nothing is calibrated'); return train,
+    if n < 5*least: return train,
     part = limit_people(train, min(max(round(share*n), least), most), seed); ids = {im['id'] for im in part.images}
     rest = train.take_images([im['id'] for im in train.images if im['id'] not in ids])
     # one photograph under two numbers stays in train
@@ -60,10 +59,13 @@ def open_data(
     from posellm.data.formats import open_source
     if data == 'synth': folder, name = synth_folder(cfg.n_train, cfg.n_val, cfg.n_unlabeled, cfg.n_calib), 'synth-v1'
     else: folder, name = Path(data).expanduser(), Path(data).expanduser().absolute().name
+    if 'train' not in (have := open_source(folder).parts): raise PoseError('this data set has no part to learn from', file=folder, field='data', found=', '.join(have), allowed='a train part; without val a fifth of its images is set aside', todo='give a folder whose annotation file is named for it, ..._train.json')
     parts = {s: load_data(folder, s, limit=limit or None, seed=seed) for s in ('train', 'val')}
     if calib in ('train', 'val'): raise PoseError('these people are trained on or reported already', file=folder, field='calib', found=calib, allowed='another split of the set, or nothing', todo='leave calib empty: a tenth of train is set aside')
     if third := calib or 'calib'*('calib' in open_source(folder).parts): parts['calib'] = load_data(folder, third, limit=limit or None, seed=seed)
-    else: parts['train'], *some = carve(parts['train'], seed); parts.update(zip(('calib',), some))
+    else:
+        parts['train'], *some = carve(parts['train'], seed); parts.update(zip(('calib',), some))
+        if not some: log('data').warning(f"train has {int(parts['train'].learnable.sum())} people with keypoints, too few to set some aside (at least 100): no calib part, so the last weights are kept and nothing is calibrated")
     for s, p in parts.items():
         if not (p.learnable if s == 'train' else p.posed).any():
             raise PoseError('the split has nobody to learn from', file=folder, field=s, found=f'{len(p)} people, none with keypoints', allowed='people with keypoints', todo='check the annotation file with `posellm check`')
