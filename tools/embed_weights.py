@@ -1,6 +1,6 @@
 """Put the weights of a pre-training run into the package, with a card that says how they were made and what they reach.
 
-    python tools/embed_weights.py runs/pretrain [--real PATH/coco_subset]
+    python tools/embed_weights.py runs/pretrain [--real PATH/coco_subset] [--mix posellm-synth-s 0.7]
 
 Writes posellm/assets/weights/posellm-synth-s.safetensors (16 bits), .json (the description) and .md (the card). What the card says is measured with the very file that is shipped.
 """
@@ -17,13 +17,19 @@ from posellm.data.coco import load_data
 from posellm.data.synth import synth_v1
 from posellm.metrics.ap import evaluate
 from posellm.metrics.stats import bootstrap
-from posellm.models.weights import load_model, read_info, save_model
+from posellm.models.weights import find_weights, load_model, read_info, save_model
 from posellm.stages.data import synth_folder
 from posellm.train.predict import predict_poses
 
 NAME = 'posellm-synth-s'
 BEFORE = dict(optimizer='adamw')  # of runs whose description does not say it
 OPTIMIZERS = dict(adamw='AdamW', muon='Muon (AdamW for the first and last layer, biases and normalisation)')
+
+
+def mixed(net, other, share):
+    "The mean of two networks' weights, `share` of the first: better than either on pictures of another kind where one was trained from the other (Wortsman et al. 2022, arXiv:2109.01903)."
+    a, b = net.state_dict(), other.state_dict()
+    net.load_state_dict({k: v*share + b[k]*(1 - share) if v.is_floating_point() else v for k, v in a.items()}); return net
 
 
 def measured(model, data, split='val'):
@@ -53,9 +59,9 @@ def card(info, rows, note=''):
 
 def main():
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument('run'); ask.add_argument('--note', default='', help='a sentence more for the card'); ask.add_argument('--padding', type=float, help='of the box in use, where it differs from training: chosen on people who are not reported'); ask.add_argument('--real', help='COCO data set with a val part of photographs')
+    ask.add_argument('run'); ask.add_argument('--note', default='', help='a sentence more for the card'); ask.add_argument('--mix', nargs=2, metavar=('WEIGHTS', 'SHARE'), help='the mean of the weights with others they were trained from, SHARE of the new ones'); ask.add_argument('--padding', type=float, help='of the box in use, where it differs from training: chosen on people who are not reported'); ask.add_argument('--real', help='COCO data set with a val part of photographs')
     a = ask.parse_args(); setup_log(); folder = assets() / 'weights'
-    info, net = read_info(a.run), load_model(a.run); net.spec = replace(net.spec, padding=a.padding or net.spec.padding); save_model(net, folder, info['meta'], NAME, half=True)
+    info, net = read_info(a.run), load_model(a.run); net = mixed(net, load_model(find_weights(a.mix[0])), float(a.mix[1])) if a.mix else net; info['meta'] |= dict(mixed=dict(weights=Path(a.mix[0]).stem, share=float(a.mix[1]))) if a.mix else {}; net.spec = replace(net.spec, padding=a.padding or net.spec.padding); save_model(net, folder, info['meta'], NAME, half=True)
     model = load_model(folder / f'{NAME}.safetensors'); v1 = synth_v1(); rows = [row(f'{v1.name} val, generated people of another look', *measured(model, synth_folder(800, v1.n_val, 200)))]
     if a.real: rows.append(row(f'photographs ({Path(a.real).name} val)', *measured(model, a.real)))
     write_atomic(folder / f'{NAME}.md', card(read_info(folder / f'{NAME}.safetensors'), rows, a.note)); print('\n'.join(rows))
