@@ -223,7 +223,7 @@ def test_check_has_exit_codes_for_scripts(truth):
 
 @pytest.mark.parametrize('args, words', [
     ('eval truth.json', ['TRUTH RESULTS']),
-    ('eval truth.json truth.json', ['truth.json', 'not a COCO results file']),
+    ('eval truth.json truth.json', ['truth.json', 'not a COCO results file', 'do: the truth comes first']),
     ('eval truth.json nowhere.json', ['nowhere.json', 'no such file']),
     ('eval truth.json cut.json', ['cut.json', 'line 1', 'not valid JSON']),
     ('eval truth.json alien.json', ['alien.json', '3 of 6 results are for images', 'image_id', '77']),
@@ -240,3 +240,32 @@ def test_mistakes_with_files(truth, args, words):
         r = posellm(truth, *args.split(), *extra)
         assert r.returncode == 2 and 'Traceback' not in r.stderr and all(w in r.stderr for w in words), r.stderr
         assert not extra or json.loads(r.stdout)['exit_code'] == 2
+
+
+@pytest.mark.parametrize('args, words', [
+    ('eval good.json truth.json', ['good.json', 'this is a results file', 'do: the truth comes first']),
+    ('eval truth.json good.json --limit -3', ['--limit']),
+    ('eval truth.json five.json', ['five.json', 'result 1', 'found \'5 keypoints\'', 'allowed the 17 of coco17']),
+    ('eval truth.json bare.json', ['bare.json', 'result 2: keypoints', 'a result has no keypoints']),
+    ('eval truth.json nan.json', ['nan.json', 'result 3', 'y of keypoint 2', 'found nan', 'allowed finite', 'do: ']),
+    ('refine bare.json --out x.json', ['bare.json', 'result 2: keypoints']),
+    ('refine null.json --out x.json', ['null.json', 'not a COCO results file']),
+    ('explain null.json --images .', ['null.json', 'not a COCO results file']),
+    ('fuse none.json none.json --out x.json', ['none.json', 'nobody to fuse']),
+    ('fuse none.json none.json --truth truth.json --out x.json', ['none.json', 'nobody to fuse']),
+    ('fuse good.json poor.json --rule auto --out x.json', ['--rule', 'give --truth']),
+    ('fuse good.json poor.json --rule mops --truth truth.json --out x.json', ['unknown rule', 'auto, first']),
+    ('explain good.json --images . --truth truth.json --llm http://127.0.0.1:9/v1', ['--llm-model: which model']),
+    ('explain good.json --images . --truth truth.json --llm http://127.0.0.1:9/v1 --llm-model m --llm-most 1', ['--llm-most: ', 'prices']),
+    ('explain good.json --images . --truth truth.json --llm http://127.0.0.1:9/v1 --llm-model m --llm-price -1,2', ['--llm-price: ']),
+    ('predict pic.png --stage 02_ssl --out x', ['stage', '--weights']),
+])
+def test_mistakes_inside_files_and_between_options(truth, args, words, monkeypatch, capsys):
+    from posellm.app.cli import call
+    rows = json.loads((truth / 'good.json').read_text()); kp = rows[2]['keypoints']
+    for name, made in (('five', [{**r, 'keypoints': r['keypoints'][:15]} for r in rows]), ('bare', [rows[0], {**rows[1], 'keypoints': None}]), ('nan', [*rows[:2], {**rows[2], 'keypoints': [*kp[:4], float('nan'), *kp[5:]]}]), ('null', None), ('none', [])):
+        (truth / f'{name}.json').write_text(json.dumps(made))
+    (truth / 'pic.png').write_bytes(b'')
+    for i in (1, 2, 3): (truth / f'{i}.jpg').write_bytes(b'')
+    monkeypatch.chdir(truth); code = call(args.split()); said = capsys.readouterr().err
+    assert code == 2 and not (truth / 'x.json').exists() and all(w in said for w in words) and 'maps' not in said, said

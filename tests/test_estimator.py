@@ -83,12 +83,37 @@ def test_the_command_line_fetches_a_video(tmp_path, bare, capsys):
 def test_good_and_broken_and_moving_pictures_in_one_call(tmp_path, capsys, caplog):
     cv2.imwrite(str(tmp_path/'good.jpg'), photo()); (tmp_path/'broken.jpg').write_bytes(cv2.imencode('.jpg', photo())[1].tobytes()[:200]); film(tmp_path/'clip.avi', 5); out = tmp_path/'out'
     assert call(['predict', *(str(tmp_path/n) for n in ('good.jpg', 'broken.jpg', 'clip.avi')), '--out', str(out), '--boxes', 'whole', '--every', '2', '--no-flip']) == 0
-    said = capsys.readouterr(); assert 'skipped: 1' in said.out and 'broken.jpg' in said.err + caplog.text and '4 people in 4 images' in said.out
+    said = capsys.readouterr(); assert 'skipped: 1' in said.out and 'broken.jpg' in said.err + caplog.text and '4 people in 4 images' in said.out and 'trained on generated people only' in said.out
+    assert call(['predict', str(tmp_path/'clip.avi'), '--out', str(tmp_path/'one'), '--boxes', 'whole', '--every', '9', '--no-flip', '--no-pictures']) == 0
+    said = capsys.readouterr().out; assert said.count('trained on generated people only') == said.count('boxes: whole image') == 1, said
     coco, images, people = (json.loads((out/n).read_text()) for n in ('results.json', 'images.json', 'people.json'))
     assert [(x['file_name'], x.get('frame')) for x in images] == [('good.jpg', None), ('clip.avi', 0), ('clip.avi', 2), ('clip.avi', 4)]
     assert [x['image_id'] for x in coco] == [x['id'] for x in images] and all(len(x['keypoints']) == 51 for x in coco) and len(people) == 4
     assert sorted(p.name for p in out.glob('*_pose.jpg')) == ['clip_000000_pose.jpg', 'clip_000002_pose.jpg', 'clip_000004_pose.jpg', 'good_pose.jpg']
     page = (out/'gallery.html').read_text(); assert page.count('<article') == 4 and 'broken.jpg' in page and 'frame 2' in page
+
+
+def test_files_of_one_name_are_told_apart_and_found_again(tmp_path, capsys):
+    for d, side in (('x', 90), ('y', 70)): (tmp_path/'two'/d).mkdir(parents=True); cv2.imwrite(str(tmp_path/'two'/d/'same.jpg'), photo()[:, :side])
+    cv2.imwrite(str(tmp_path/'two'/'y'/'other.jpg'), photo()); out, two = tmp_path/'out', tmp_path/'two'; quick = ['--boxes', 'whole', '--no-flip', '--no-pictures']
+    assert call(['predict', str(two/'x'), str(two/'y'), '--out', str(out), *quick]) == 0
+    assert [im['file_name'] for im in json.loads((out/'images.json').read_text())] == ['x/same.jpg', 'y/other.jpg', 'y/same.jpg']
+    capsys.readouterr(); assert call(['explain', str(out/'results.json'), '--images', str(two), '--json']) == 0; got = json.loads(capsys.readouterr().out); assert [(r['image'], r['width']) for r in got['explanations']] == [('x/same.jpg', 90), ('y/other.jpg', 90), ('y/same.jpg', 70)]
+    images = [{**im, 'file_name': im['file_name'].split('/')[1]} for im in json.loads((out/'images.json').read_text())]; (out/'images.json').write_text(json.dumps(images)) # as somebody else writes them
+    assert call(['explain', str(out/'results.json'), '--images', str(two/'x'), '--json']) == 0; got = json.loads(capsys.readouterr().out); assert len(got['explanations']) == 1 and any('another size' in s and '70 x 120' in s for s in got['skipped']), got['skipped']
+
+
+def test_an_image_that_the_box_file_does_not_list_is_skipped(tmp_path, capsys):
+    for n in ('a.jpg', 'plain.jpg'): cv2.imwrite(str(tmp_path/n), photo())
+    boxes = dict(images=[dict(id=1, file_name='a.jpg'), dict(id=2, file_name='nobody.jpg')], annotations=[dict(id=1, image_id=1, category_id=1, bbox=[5, 5, 70, 100])], categories=[dict(id=1, name='person')]); (tmp_path/'A.json').write_text(json.dumps(boxes))
+    more = ['--boxes', str(tmp_path/'A.json'), '--no-flip', '--no-pictures', '--out', str(tmp_path/'out')]
+    assert call(['predict', str(tmp_path/'plain.jpg'), *more]) == 2 and 'does not list this image' in capsys.readouterr().err
+    assert call(['predict', str(tmp_path/'plain.jpg'), str(tmp_path/'a.jpg'), *more, '--json']) == 0; got = json.loads(capsys.readouterr().out); assert got['images'] == 1 and 'A.json' in got['skipped'][0]
+
+
+def test_mistakes_in_the_one_line():
+    for make, words in ((lambda: Estimator(3), 'found .int.; allowed a run folder'), (lambda: Estimator(boxes=[1, 2, 3]), 'a box is four numbers'), (lambda: Estimator(stage='02_ssl'), 'stage: .*no run is given')):
+        with pytest.raises(PoseError, match=words): make()
 
 
 # ---- the embedded weights on a photograph

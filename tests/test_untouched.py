@@ -45,6 +45,42 @@ def contents(folder): return {str(f.relative_to(folder)): f.read_bytes() for f i
 def test_outputs_never_fall_on_what_is_read(args, given, capsys):
     before = contents(given); code = call(args.format(given).split()); said = capsys.readouterr(); assert code == 2, said
     assert contents(given) == before and 'choose another' in said.err and ('overwrite' in said.err or 'lie in this folder' in said.err), said.err
+    assert all(o in said.err for o in ('--html', '--out') if f' {o} ' in f' {args} '), said.err
+
+
+def test_two_outputs_of_fuse_in_one_file(given, capsys):
+    assert call(f'fuse {given}/results.json {given}/results.json --truth {given}/labels.json --out {given}/f.json --save {given}/f.json'.split()) == 2
+    assert '--save' in capsys.readouterr().err and not (given/'f.json').exists()
+    assert call(f'fuse {given}/results.json {given}/results.json --truth {given}/labels.json --out {given}/f.json --save {given}/labels.json'.split()) == 2 and '--save: this would overwrite' in capsys.readouterr().err
+
+
+@pytest.fixture
+def person(given): # a Result
+    return Estimator(create_model('posellm-s', weights=None), boxes='whole', flip=False)(given/'ph'/'1.jpg')
+
+
+def test_where_nothing_could_be_read_earlier_results_stay(given, person, capsys):
+    out = given/'out'; save_results([person], out); before = contents(out); (given/'zero.jpg').write_bytes(b'')
+    assert call(f'predict {given}/zero.jpg --boxes whole --no-flip --out {out}'.split()) == 2 and contents(out) == before
+    said = capsys.readouterr().err; assert "1 skipped: zero.jpg: " in said and 'do: zero.jpg' not in said, said
+    assert call(f'predict {given}/zero.jpg --boxes whole --no-flip --out {given}/new'.split()) == 2 and not (given/'new').exists()
+
+
+@pytest.mark.parametrize('end', [KeyboardInterrupt, RuntimeError])
+def test_what_is_finished_is_kept(given, person, end):
+    def broken_off():
+        yield person; yield replace(person, file='2.jpg')
+        raise end
+    with pytest.raises(end): save_results(broken_off(), given/'out')
+    there = contents(given/'out'); assert len(json.loads(there['people.json'])) == len(json.loads(there['images.json'])) == 2 and there['gallery.html'].count(b'<article') == 2 and b'alt="1 person: ' in there['gallery.html']
+    assert save_results([person], given/'out')['images'] == 1 # the folder is one of ours
+
+
+@pytest.mark.parametrize('verb', ['predict {0}/ph/1.jpg --boxes whole --no-flip', 'explain {0}/labels.json --images {0}/ph'])
+def test_somebody_elses_file_is_not_written_over(verb, given, capsys):
+    (given/'mine').mkdir(); (given/'mine'/'results.json').write_text('{"my": "file"}'); before = contents(given)
+    assert call([*verb.format(given).split(), '--out', str(given/'mine')]) == 2 and contents(given) == before
+    assert 'results.json: --out: ' in (said := capsys.readouterr().err) and 'choose another folder' in said, said
 
 
 def test_beside_the_pictures_there_is_room(given, capsys):

@@ -267,6 +267,35 @@ def test_facts_are_stated_on_the_photograph_that_was_named(tmp_path):
     (tmp_path/'images.json').write_text(json.dumps([one, two])); assert ['path' in im for im in people_of(tmp_path/'r.json', pics).images] == [False, True]
 
 
+@pytest.mark.parametrize('other', [{'a': 1}, ['x'], [{'id': 1}], [], [dict(id=99, file_name='beach.png')]])
+def test_an_images_json_of_somebody_else_is_not_read(tmp_path, other):
+    from posellm.app.cli_words import people_of
+    doc = json.loads(photographs(tmp_path, False).read_text()); (tmp_path/'images.json').write_text(json.dumps(other))
+    (tmp_path/'r.json').write_text(json.dumps([dict(image_id=im['id'], category_id=1, keypoints=[9.]*51, score=1.) for im in doc['images']]))
+    assert ['path' in im for im in people_of(tmp_path/'r.json', tmp_path/'pics').images] == [True, True]
+
+
+def test_named_images_may_lie_in_folders_below(tmp_path):
+    from posellm.app.cli_words import people_of
+    from posellm.core.errors import PoseError
+    file = photographs(tmp_path, False); doc = json.loads(file.read_text()); (tmp_path/'all').mkdir(); (tmp_path/'pics').rename(tmp_path/'all'/'val2017')
+    for im in doc['images']: im['file_name'] = f'val2017/{im["file_name"]}'
+    file.write_text(json.dumps(doc)); p = people_of(file, tmp_path/'all'); assert ['path' in im for im in p.images] == [True, True] and p.images[0]['file_name'].startswith('val2017/')
+    with pytest.raises(PoseError, match='no images in this folder'): people_of(file, tmp_path/'nowhere')
+    (tmp_path/'empty').mkdir()
+    with pytest.raises(PoseError, match="none of the images is in this folder; found 'nothing'"): people_of(file, tmp_path/'empty')
+
+
+def test_that_time_is_up_does_not_hide_why_nobody_answered(monkeypatch):
+    from posellm.core.http import Drop, Gone
+    said = iter([Drop('not reachable (connection refused)'), Drop('no answer in time'), Drop('no answer in time')])
+    def post(*a): raise next(said)
+    monkeypatch.setattr('posellm.explain.client.post_json', post)
+    with pytest.raises(Gone, match=r'connection refused.*3 attempts'): ServerModel('http://127.0.0.1:9/v1', 'm', pause=0.)([dict(role='user', content='?')])
+    monkeypatch.setattr('posellm.explain.client.post_json', lambda *a: (_ for _ in ()).throw(Drop('no answer in time')))
+    with pytest.raises(Gone, match='no answer in time'): ServerModel('http://127.0.0.1:9/v1', 'm', pause=0.)([dict(role='user', content='?')])
+
+
 # --- servers ----------------------------------------------------------------------------------------------------------------------------
 
 def test_a_server_that_is_down_costs_little_for_many_people():

@@ -16,7 +16,7 @@ from typing import Annotated, Optional
 import typer
 
 from .options import Json
-from ..core.errors import PoseError, counted, one_line
+from ..core.errors import PoseError, counted, first_of, one_line
 from ..core.files import check_out
 
 # %% ../../nbs/app/04_cli.ipynb #5f4abfaf
@@ -129,7 +129,7 @@ def evaluate(
     stage: Annotated[Optional[str], typer.Option(metavar='CHAPTER', help='Chapter of the run to take the weights from.')] = None,
     split: Annotated[str, typer.Option(help='Split of a data set folder.')] = 'val',
     boxes: Annotated[Optional[str], typer.Option(metavar='truth|auto|whole|FILE|DETECTOR', help='With --weights: boxes to predict in (default truth). With files: only a remark for the output.')] = None,
-    limit: Annotated[Optional[int], typer.Option(help='At most so many people.')] = None,
+    limit: Annotated[Optional[int], typer.Option(min=1, help='At most so many people.')] = None,
     flip: Annotated[bool, typer.Option('--flip/--no-flip', help='Average with the mirrored crop.')] = True,
     device: Annotated[str, typer.Option(help='auto, cpu, cuda or mps.')] = 'auto',
     skeleton: Annotated[Optional[str], typer.Option(metavar='NAME', help='For files that do not name their keypoints, e.g. coco17.')] = None,
@@ -141,7 +141,7 @@ def evaluate(
     "COCO keypoint AP with intervals: of results files, or of a model on a data set."
     from posellm.app.measure import as_text, measure_files, measure_model, summarise
     files = files or []
-    check_out([html], [*files, weights, data])
+    check_out([html], [*files, weights, data], '--html')
     by_files, by_model = len(files) >= 2 and weights is None and data is None, not files and data is not None
     if not (by_files or by_model):
         raise PoseError('not clear what to measure', found=' '.join(files) or 'nothing', allowed='TRUTH RESULTS... or --weights W --data PATH', todo='give a truth file and at least one results file, or a model and a data set')
@@ -171,17 +171,18 @@ def predict(
     as_json: Json = False,
 ):
     "Find people and their keypoints in images, and say in words what they do."
-    from posellm.app.estimator import Estimator, sources_of
+    from posellm.app.estimator import Estimator, is_video, sources_of
     from posellm.app.gallery import save_results
     paths = sources_of(source, url)
     est, texts = Estimator(model or weights, boxes=boxes, stage=stage, device=device, flip=flip, weights=weights if model else None, urls=url, budget=budget), []
+    whole = len(paths) == 1 and not is_video(paths[0]) # one picture: everything about it is printed
     def seen(results):
-        for r in results: texts.append(str(r) if len(paths) == 1 and r.frame is None else f'{one_line(r.file)}{"" if r.frame is None else f" frame {r.frame}"}: {counted(len(r), "person", "people")}. {r.text}'); yield r
+        for r in results: texts.append(str(r) if whole else f'{one_line(r.file)}{"" if r.frame is None else f" frame {r.frame}"}: {counted(len(r), "person", "people")}. {r.text}'); yield r
     files = [p for p in paths if isinstance(p, Path)]
     got = save_results(seen(est.stream(paths, every)), out, pictures, skipped=est.skipped, given=[*files, *{p.parent for p in files}, weights, boxes])
     skipped = [str(e) for e in est.skipped]
-    if not got['images']: raise PoseError('no image could be read', file=source[0], found=f'{len(skipped)} broken', todo=skipped[0] if skipped else None)
-    notes = [f'boxes: {est.boxes.source}', *(n for n in (est.boxes.note, est.honesty) if n)] if len(texts) > 1 else []
+    if not got['images']: raise PoseError('no image could be read', file=source[0], **first_of(est.skipped))
+    notes = [f'boxes: {est.boxes.source}', *(n for n in (est.boxes.note, est.honesty) if n)] if not whole else []
     lines = texts + notes + [f'{counted(got["people"], "person", "people")} in {counted(got["images"], "image")}, written to {got["out"]}'] + [f'gallery: {got.get("gallery")}'] * ('gallery' in got) + [f'skipped: {len(skipped)}'] * bool(skipped)
     emit(as_json, dict(got, skipped=skipped, boxes_from=est.boxes.source, note='; '.join(n for n in (est.boxes.note, est.honesty) if n) or None, model=est.name), lines)
 

@@ -45,7 +45,7 @@ def check(
     from posellm.core.files import check_out
     from posellm.data.check import check as look
     from posellm.data.sheet import data_sheet, sheet_lines
-    report = look(dataset, images=images, decode=decode); check_out([html], [dataset, results, *(c.file for c in report.cases)]); lines, code = [report.text()], report.exit_code
+    report = look(dataset, images=images, decode=decode); check_out([html], [dataset, results, *(c.file for c in report.cases)], '--html'); lines, code = [report.text()], report.exit_code
     if results:
         from posellm.data.why import explain_results
         case = truth_for(report, results); report.results = explain_results(case.data if case.converted else case.file, results); report.results.update(truth=case.file, truth_images=len(case.table))

@@ -12,7 +12,7 @@ from typing import Annotated, Optional
 import typer
 
 from .options import Json
-from ..core.errors import PoseError
+from ..core.errors import PoseError, unknown
 
 # %% ../../nbs/app/07_cli_fuse.ipynb #7419bab6
 def _names(files) -> list: # a name for each file
@@ -40,14 +40,20 @@ def fuse_files(
     "Fuse results files."
     from posellm.core.files import check_out
     from posellm.pose.poses import Poses
+    from posellm.refine.fuse import RULES
     from posellm.refine.fuser import Fuser, cross_fused, fit_fuser, load_fuser, save_fuser
     from posellm.refine.learn import known
     from posellm.refine.members import stack_people
     if fuser and (truth or rule): raise PoseError('a fuser brings its own rule and needs no truth', field='--fuser', todo='leave out --truth and --rule, and measure with `posellm eval`')
     if save and not truth: raise PoseError('nothing was learnt that could be kept', field='--save', todo='give --truth')
+    if save and Path(save).resolve() == Path(out).resolve(): raise PoseError('one file for the results and for what was learnt', file=save, field='--save', todo='choose another name')
+    if rule == 'auto' and not truth: raise PoseError('auto is chosen by the truth', field='--rule', found=rule, allowed='first, uniform, median, confidence without it', todo='give --truth, or name a rule')
+    if rule and rule != 'auto' and rule not in (rules := [r for r in RULES if r != 'maps']): raise unknown('rule', rule, ['auto', *rules]) # results files hold no maps
     if len(files) < 2 and not fuser: raise PoseError('two results files or more are fused', field='RESULTS', found=len(files), todo='give another one')
-    check_out([out, save], [*files, truth, fuser]); t = Poses.from_coco(truth) if truth else None
-    stack = stack_people(read_members(files, t, skeleton), thr=match); got = dict(out=str(out), members=list(stack.names), people=len(stack), keypoints=stack.people.K, there=float(stack.on.mean()), notes=stack.notes)
+    check_out([out], given := [*files, truth, fuser]); check_out([save], given, '--save'); t = Poses.from_coco(truth) if truth else None
+    members = read_members(files, t, skeleton)
+    if not any(map(len, members.values())): raise PoseError('nobody to fuse: every results file is empty', file=files[0], field='RESULTS', found='[]', todo='give results with people')
+    stack = stack_people(members, thr=match); got = dict(out=str(out), members=list(stack.names), people=len(stack), keypoints=stack.people.K, there=float(stack.on.mean()), notes=stack.notes)
     if fuser: f = load_fuser(fuser); p = f(_renamed(stack, f)); got['rule'] = f.rule
     elif t is not None:
         p, fusers = cross_fused(stack, t, rule or 'auto', folds, seed); got['rule'] = {r: sum(f.rule == r for f in fusers) for r in sorted({f.rule for f in fusers})}; got['measured'] = measured(stack, p, t, seed)

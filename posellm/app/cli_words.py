@@ -13,7 +13,7 @@ from typing import Annotated, Optional
 import typer
 
 from .options import Json
-from ..core.errors import PoseError, counted, one_line
+from ..core.errors import PoseError, counted, first_of, one_line
 from ..core.files import read_json
 
 # %% ../../nbs/app/05a_cli_words.ipynb #51fe6d46
@@ -31,6 +31,13 @@ def _by_number(names) -> dict: # image id -> name
         if tail.isdecimal(): numbers[int(tail)] = None if int(tail) in numbers else n
     return numbers
 
+def _named_beside(results, used) -> list: # image records, or None
+    "The `images.json` beside the results, where it names their images; another file of that name is somebody else's."
+    try: d = read_json(Path(results).with_name('images.json'))
+    except PoseError: return None
+    good = isinstance(d, list) and all(isinstance(im, dict) and type(im.get('id')) is int and isinstance(im.get('file_name'), str) for im in d)
+    return d if good and used <= {im['id'] for im in d} else None
+
 def people_of(
     results, images, # COCO results or annotation file; folder
     truth=None, # COCO annotation file: its images and skeleton are used
@@ -38,17 +45,17 @@ def people_of(
     "The people of a file, with the files of their images: by the names that an annotation file or `images.json` gives, and only where none does by number."
     from posellm.data.layout import locate_files
     from posellm.pose.poses import Poses
-    d, beside = read_json(results, 'a COCO file'), Path(results).with_name('images.json')
+    d = read_json(results, 'a COCO file')
     if isinstance(d, dict): p = Poses.from_coco(d | {}, file=str(results))
     else: p = Poses.from_results(d, Poses.from_coco(truth) if truth else None, file=str(results))
-    named = bool(truth) or isinstance(d, dict) or beside.is_file()
-    if not truth and not isinstance(d, dict) and named: p.images = read_json(beside, 'images.json')
-    names, used = _images_in(images), set(p.image_id.tolist()); numbers = {} if named else _by_number(names)
+    used, named = set(p.image_id.tolist()), bool(truth) or isinstance(d, dict)
+    if not named and (beside := _named_beside(results, used)) is not None: p.images, named = beside, True
+    names = sorted(os.listdir(images)) if named and Path(images).is_dir() else _images_in(images); numbers = {} if named else _by_number(names) # those that are named may lie in folders below
     places = locate_files([im['file_name'] for im in p.images], images) if named else [Path(images).absolute()/(numbers.get(im['id']) or '') for im in p.images]
     for im, place in zip(p.images, places):
         if Path(place).is_file(): im['path'] = str(place); im['file_name'] = Path(os.path.relpath(place, images)).as_posix()
     lost = [im['file_name'] for im in p.images if im['id'] in used and 'path' not in im]
-    if lost and len(lost) == len({im['id'] for im in p.images} & used): raise PoseError('none of the images is in this folder', file=images, found=', '.join(names[:3]), allowed=', '.join(map(str, lost[:3])), todo='give the folder with --images, and the annotation file that names them with --truth')
+    if lost and len(lost) == len({im['id'] for im in p.images} & used): raise PoseError('none of the images is in this folder', file=images, found=', '.join(names[:3]) or 'nothing', allowed=', '.join(map(str, lost[:3])), todo='give the folder with --images, and the annotation file that names them with --truth')
     return p
 
 # %% ../../nbs/app/05a_cli_words.ipynb #39d1c75f
@@ -64,7 +71,8 @@ def results_of(people, meaning=None, by=None, skipped:list=None): # generator of
         if not len(rows): continue
         try:
             if 'path' not in im: raise PoseError('the image is not in the folder', file=im['file_name'])
-            image = read_record(im)
+            image = read_record(im); size, (h, w) = (im.get('width'), im.get('height')), image.shape[:2]
+            if all(size) and size != (w, h): raise PoseError('the image has another size than its record', file=im['file_name'], field='width x height', found=f'{w} x {h}', allowed=f'{size[0]} x {size[1]}', todo='give the folder of the very images with --images')
         except PoseError as e: (skipped if skipped is not None else []).append(e); continue
         p = people[rows]; p.images = [im | dict(width=image.shape[1], height=image.shape[0])]
         yield Result(im['file_name'], image, p, f'those of {what}', what, meaning=meaning, by=by)
@@ -80,7 +88,9 @@ def llm_writer(where=None, model=None, key_env=None, price=None, most=None, sees
     except ValueError as e: raise PoseError('prices are two numbers', field='--llm-price', found=price, allowed='IN,OUT per million tokens, for instance 0.15,0.60') from e
     server = str(where).lower().startswith(('http:', 'https:')); more = {k: v for k, v in dict(key_env=key_env, timeout=timeout, workers=workers).items() if v is not None}
     if more and not server: k, v = next(iter(more.items())); raise PoseError('this is for servers, and a local model is meant', field=f'--llm-{k.replace("_", "-")}', found=v, todo='leave it out')
-    return Teller(open_writer(where, model, price, most, sees=sees, **more), crops=sees)
+    try: return Teller(open_writer(where, model, price, most, sees=sees, **more), crops=sees)
+    except PoseError as e: # what Python calls its parameters, the user knows as options
+        e.field = dict(url='--llm', model='--llm-model' if server or model else '--llm', key_env='--llm-key-env', price='--llm-price', most_cost='--llm-most').get(e.field, e.field); raise
 
 # %% ../../nbs/app/05a_cli_words.ipynb #a4813525
 def explain(
@@ -112,7 +122,7 @@ def explain(
         for r in islice(results_of(people, Meaning.from_dict(read_json(file)) if file else None, by, skipped), limit): rows.append(r.to_json()); yield r
     got = save_results(seen(), out, title='People in words', skipped=skipped, given=[results, truth, images, Path(results).with_name('images.json')]) if out else dict(images=sum(1 for _ in seen()))
     lost = [str(e) for e in skipped]
-    if not rows: raise PoseError('nobody to explain: no image could be read, or nobody has keypoints', file=results, found=f'{counted(len(lost), "image")} not read', todo=lost[0] if lost else None)
+    if not rows: raise PoseError('nobody to explain: no image could be read, or nobody has keypoints', file=results, **first_of(skipped))
     lines = [f'{one_line(r["image"])}: ' + ' '.join(p['text'] for p in r['people']) for r in rows] + [f'{counted(sum(len(r["people"]) for r in rows), "person", "people")} in {counted(len(rows), "image")} explained'] + [f'gallery: {got.get("gallery")}']*('gallery' in got) + [f'skipped: {len(lost)}']*bool(lost) + [f'language model: {by!r}']*bool(by)
     emit(as_json, dict(got, **(dict(llm=by.asker.meter.to_dict()) if by else {}), people=sum(len(r['people']) for r in rows), skipped=lost, explanations=rows), lines)
 

@@ -54,7 +54,9 @@ def open_model(
     if isinstance(source, nn.Module): return source, type(source).__name__
     from posellm.models.weights import load_model
     from posellm.models.zoo import create_model
+    if stage is not None and (source is None or weights is not None): raise PoseError('a stage is a chapter of a run, and no run is given' if source is None else 'a stage and a weights file', field='stage', found=stage, todo='give the run folder as the model (posellm: --weights RUN, without --model), or leave the stage out')
     if source is None: return create_model('posellm-synth-s'), 'posellm-synth-s'
+    if not isinstance(source, (str, Path)): raise PoseError('this is no model', field='source', found=type(source).__name__, allowed='a run folder, a weights file, a name, a torch module, or None for the embedded weights')
     if weights is not None and Path(str(weights)).suffix == '.onnx':
         if not str(source).startswith(('dwpose', 'rtmpose')): raise PoseError('an ONNX file is a network of its own', file=weights, field='model', found=source, allowed='dwpose, rtmpose-s, rtmpose-m, or none', todo='leave the name of the network out')
         source, weights = weights, None
@@ -213,12 +215,21 @@ def _each(self:Estimator, p, every:int=1): # path, array, or address
         if is_video(q): yield from self.video(q, every)
         else: yield self.one(q)
 
+def _names(paths) -> list: # a name for each; None: its own
+    "Paths below the folder they share where two files have one name."
+    places = {os.path.abspath(p) for p in paths if isinstance(p, (str, Path)) and not is_url(p)}
+    if len(places) == len({os.path.basename(f) for f in places}): return [None]*len(paths)
+    try: root = os.path.commonpath([os.path.dirname(f) for f in places])
+    except ValueError: return [Path(p).absolute().as_posix() if isinstance(p, Path) else None for p in paths] # on different drives
+    return [Path(os.path.relpath(p, root)).as_posix() if isinstance(p, (str, Path)) and not is_url(p) else None for p in paths]
+
 def stream(self:Estimator, paths, every:int=1): # every: of a video one frame in so many
     "Results one after the other, in bounded memory; `.skipped` lists what could not be read."
     self.skipped.clear()
     with Progress(len(paths), 'predict', 'images') as bar:
-        for p in paths:
-            try: yield from _each(self, p, every)
+        for p, name in zip(paths, _names(paths)):
+            try:
+                for r in _each(self, p, every): r.file = name or r.file; yield r
             except PoseError as e: self.skipped.append(e); log('predict').warning(f'skipped: {e}')
             bar.step()
 

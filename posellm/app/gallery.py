@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from .result import Result
-from ..core.errors import PoseError
+from ..core.errors import PoseError, counted
 from ..core.files import check_out, free_name, write_atomic, write_json
 from ..core.paths import assets
 from ..explain.schema import POSTURES, category
@@ -43,7 +43,7 @@ def card_of(r:Result, src:str, wh, name:str=None) -> dict: # wh: size of the pic
     "Everything that the page shows of one picture."
     scale = wh[0]/r.image.shape[1]
     people = [{**_figure(r, i, scale), **_words(r, i)} for i in range(len(r))]
-    return dict(src=src, w=wh[0], h=wh[1], file=name or r.file, alt=f'{len(r)} people: ' + ' '.join(s['text'] for p in people for s in p['sentences'])[:300], people=people)
+    return dict(src=src, w=wh[0], h=wh[1], file=name or r.file, alt=f'{counted(len(r), "person", "people")}: ' + ' '.join(s['text'] for p in people for s in p['sentences'])[:300], people=people)
 
 # %% ../../nbs/app/00b_gallery.ipynb #1677ae08
 def write_page(
@@ -65,6 +65,13 @@ def small_copy(image, path, most:int=900) -> tuple: # (width, height) as written
     return im.shape[1], im.shape[0]
 
 # %% ../../nbs/app/00b_gallery.ipynb #41ec048b
+def _check_ours(out, files, overlays, given):
+    "Refuse a folder that holds pictures that are read, or somebody else's file under one of our names."
+    check_out(files, given)
+    if overlays and {out.resolve(), (out/'pictures').resolve()} & {Path(g).resolve() for g in given if g}: raise PoseError('pictures that are read lie in this folder', field='--out', found=str(out), todo='choose another folder: nothing is drawn among your pictures')
+    there = [f for f in files if f.exists()]
+    if 0 < len(there) < len(files): raise PoseError('a file of this name is there, and it is not one of ours', file=there[0], field='--out', allowed=f'a folder with none of {", ".join(f.name for f in files)}, or with all of them, from an earlier call', todo='choose another folder: your files are never changed')
+
 def save_results(
     results, # Results, one after the other; only one picture is in memory at a time
     out, # folder
@@ -72,19 +79,20 @@ def save_results(
     title:str='People in pictures', skipped=None, # skipped: a list that fills while the results come
     given=(), # files that are read, and folders of pictures that are: nothing is written over the ones, and nothing drawn into the others
 ) -> dict: # counts
-    "COCO results, readable JSON, overlays and a gallery of many images, in `out`. Raises `PoseError` where that would change what is `given`."
-    out = Path(out); pages, files = out/'pictures', [out/f'{x}.json' for x in ('results', 'images', 'people')]; check_out(files, given)
-    if overlays and {out.resolve(), pages.resolve()} & {Path(g).resolve() for g in given if g}: raise PoseError('pictures that are read lie in this folder', field='--out', found=str(out), todo='choose another folder: nothing is drawn among your pictures')
-    out.mkdir(parents=True, exist_ok=True)
-    if overlays: pages.mkdir(exist_ok=True)
-    coco, images, plain, stems, cards, last = [], [], [], set(), [], None
-    for n, r in enumerate(results, 1):
-        h, w = r.image.shape[:2]; stem = Path(r.file).stem + ('' if r.frame is None else f'_{r.frame:06d}'); stem = free_name(stem, stems, n)
-        images.append(dict(id=n, file_name=r.file, width=w, height=h, **({} if r.frame is None else dict(frame=r.frame)))); coco += [{**x, 'image_id': n} for x in r.to_coco()]; plain.append(r.to_json()); last = (r.model, r.boxes_from, r.note or '')
-        if overlays:
-            ok, data = cv2.imencode('.jpg', r.plot()[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90]); write_atomic(out/f'{stem}_pose.jpg', data.tobytes())
-            cards.append(card_of(r, f'pictures/{n:06d}.jpg', small_copy(r.image, pages/f'{n:06d}.jpg'), r.file if r.frame is None else f'{r.file}, frame {r.frame}'))
-    for f, what in zip(files, (coco, images, plain)): write_json(f, what, indent=1 if what is plain else None)
-    page = {}
-    if overlays and images: page = dict(gallery=str(write_page(cards, out/'gallery.html', title, [str(e) for e in skipped or ()], *last)))
-    return dict(images=len(images), people=len(coco), out=str(out), **page)
+    "COCO results, readable JSON, overlays and a gallery of many images, in `out`; of those that are done also where the others end in an error or Ctrl-C, and nothing where there are none. Raises `PoseError` where that would change what is `given` or a file of somebody else's."
+    out = Path(out); pages, files = out/'pictures', [out/f'{x}.json' for x in ('results', 'images', 'people')]; _check_ours(out, files, overlays, given)
+    done, stems, cards, page, last = [], set(), [], {}, None
+    try:
+        for n, r in enumerate(results, 1):
+            h, w = r.image.shape[:2]; stem = Path(r.file).stem + ('' if r.frame is None else f'_{r.frame:06d}'); stem = free_name(stem, stems, n)
+            one = [{**x, 'image_id': n} for x in r.to_coco()], dict(id=n, file_name=r.file, width=w, height=h, **({} if r.frame is None else dict(frame=r.frame))), r.to_json()
+            if overlays:
+                ok, data = cv2.imencode('.jpg', r.plot()[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90]); write_atomic(out/f'{stem}_pose.jpg', data.tobytes())
+                cards.append(card_of(r, f'pictures/{n:06d}.jpg', small_copy(r.image, pages/f'{n:06d}.jpg'), r.file if r.frame is None else f'{r.file}, frame {r.frame}'))
+            done.append(one); last = (r.model, r.boxes_from, r.note or '')
+    finally:
+        if done:
+            coco, images, plain = [x for c, _, _ in done for x in c], [im for _, im, _ in done], [p for _, _, p in done]
+            for f, what in zip(files, (coco, images, plain)): write_json(f, what, indent=1 if what is plain else None)
+            if overlays: page = dict(gallery=str(write_page(cards[:len(done)], out/'gallery.html', title, [str(e) for e in skipped or ()], *last)))
+    return dict(images=len(done), people=sum(len(c) for c, _, _ in done), out=str(out), **page)

@@ -8,7 +8,8 @@ __all__ = ['read_truth', 'measure_files', 'people_to_find', 'measure_model', 'su
 # %% ../../nbs/app/03a_measure.ipynb #6692cf04
 from pathlib import Path
 
-from ..core.errors import PoseError
+from ..core.errors import PoseError, counted
+from ..core.files import read_json
 from ..metrics.ap import evaluate
 from ..metrics.oks import oks_nms, rescore
 from ..metrics.stats import bootstrap, paired_bootstrap, smallest_detectable
@@ -27,6 +28,23 @@ def read_truth(
         if len(parts := open_source(path).parts) == 1: return next(iter(parts.values())).read(skeleton)[0] # the file is meant, whatever split it calls itself
     return load_data(path, split, images=False, skeleton=skeleton)
 
+_order = 'the truth comes first, results after: posellm eval TRUTH RESULTS...'
+
+def _as_truth(truth, split, skeleton) -> Poses:
+    "The truth of results files; a results file in its place is called one."
+    try: return read_truth(truth, split, skeleton)
+    except PoseError:
+        d = read_json(truth) if Path(truth).is_file() and Path(truth).suffix == '.json' else None
+        if isinstance(d, list) and d and all(isinstance(r, dict) and {'image_id', 'keypoints', 'score'} <= r.keys() for r in d): raise PoseError('this is a results file', file=truth, field='top level', found=counted(len(d), 'result'), allowed='an annotation file or the folder of a data set', todo=_order) from None
+        raise
+
+def _as_results(file, people) -> Poses:
+    "Results for a truth; a truth in their place is called one."
+    try: return Poses.from_results(file, people)
+    except PoseError as e:
+        if e.found == 'an annotation file': e.todo = _order
+        raise
+
 def measure_files(
     truth, # path
     results:list, # paths of COCO results files
@@ -34,8 +52,8 @@ def measure_files(
     skeleton=None,
 ) -> list: # of (name, Evaluation)
     "Evaluate results files on one truth."
-    people = read_truth(truth, split, skeleton)
-    return [(str(f), evaluate(people, Poses.from_results(f, people), boxes=boxes)) for f in results]
+    people = _as_truth(truth, split, skeleton)
+    return [(str(f), evaluate(people, _as_results(f, people), boxes=boxes)) for f in results]
 
 # %% ../../nbs/app/03a_measure.ipynb #89eb28d0
 def people_to_find(truth:Poses, boxes) -> tuple: # (Poses with boxes, what boxes)

@@ -39,10 +39,11 @@ def atomic_path(
 def check_out(
     out, # names to be written, some may be None
     given, # files of the user that are read, some may be None
+    field='--out', # option that names the output
 ):
     "Refuse to write over a file that was given."
     for o in filter(None, out):
-        if any(Path(o).resolve() == Path(f).resolve() for f in given if f): raise PoseError('this would overwrite a file that was given', file=o, field='--out', todo='choose another name: your files are never changed')
+        if any(Path(o).resolve() == Path(f).resolve() for f in given if f): raise PoseError('this would overwrite a file that was given', file=o, field=field, todo='choose another name: your files are never changed')
 
 def free_name(
     name:str, # file name or stem that is wanted, with or without folders

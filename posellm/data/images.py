@@ -228,7 +228,7 @@ def check_pixels(header: Header, max_pixels=MAX_PIXELS, file=None):
     "PoseError when an image claims more than `max_pixels` (an image bomb, or a scan that should be made smaller)."
     if header.width * header.height > max_pixels:
         raise PoseError("image too large", file=file, field="width x height", found=f"{header.width} x {header.height} = {header.width*header.height/1e6:.0f} Mpx",
-                        allowed=f"at most {max_pixels/1e6:g} Mpx", todo="make the image smaller, or raise max_pixels if it is wanted")
+                        allowed=f"at most {max_pixels/1e6:g} Mpx", todo="make the image smaller; in Python, a larger max_pixels lets it in")
 
 def check_complete(header: Header, nbytes: int, file=None):
     "PoseError when the end of the file is missing."

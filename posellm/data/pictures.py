@@ -23,7 +23,7 @@ def image_missing(case): return _bad(case, lambda w: "missing" in w)
 @rule("image-broken", "error", "A truncated, empty or disguised file decodes to garbage or not at all.", "Get the files again; readers skip them.")
 def image_broken(case): return _bad(case, lambda w: "missing" not in w and "too large" not in w)
 
-@rule("image-bomb", "error", "An image of that size would fill the memory.", "Make it smaller, or raise max_pixels if it is meant.")
+@rule("image-bomb", "error", "An image of that size would fill the memory.", "Make it smaller; in Python, a larger max_pixels lets it in.")
 def image_bomb(case): return _bad(case, lambda w: "too large" in w)
 
 @rule("image-size", "error", "The image has another size than its record: the labels were made on another version of it.", "Use the original images, or scale the annotations.")

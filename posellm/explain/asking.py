@@ -59,7 +59,7 @@ class Asker:
         most_cost:float=None, # no further question once the next one could exceed it
         give_up:int=3, # failures in a row after which the rest is not asked
     ):
-        if most_cost is not None and price is None: raise PoseError('a limit on the cost needs prices', field='most_cost', found=most_cost, todo='give price=(per million tokens in, out)')
+        if most_cost is not None and price is None: raise PoseError('a limit on the cost needs prices', field='most_cost', found=most_cost, todo='give prices, too: per million tokens in and out')
         if price is not None and (len(tuple(price)) != 2 or min(price) < 0): raise PoseError('a price is two numbers', field='price', found=price, allowed='(per million tokens in, out), 0 or more')
         self.model, self.cache, self.most_cost, self.give_up = model, (cache_root()/'words' if cache is None else Path(cache)) if cache is not False else None, most_cost, give_up
         self.meter, self._lock, self._row, self._promised = Meter(price and tuple(price)), threading.Lock(), 0, 0.

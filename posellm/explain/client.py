@@ -168,14 +168,16 @@ def _ask(self:ServerModel, messages, schema, left): # once
         self._kind = _formats[_formats.index(self._kind) + 1]
         raise Drop(f'{e}; asked for {self._kind} next') from None
 
+def _late(e) -> bool: return any(w in str(e) for w in ('no answer in time', 'took too long', 'timed out'))
+
 def _answer(self:ServerModel, messages:list, schema:dict=None) -> Answer: # schema: JSON schema of the answer
     "Ask, repeatedly where that may help. `Gone` when no answer came."
-    start, asked, drops = time.monotonic(), sum(len(str(m.get('content'))) for m in messages), 0
+    start, asked, drops, why = time.monotonic(), sum(len(str(m.get('content'))) for m in messages), 0, None
     for n in range(1, self.retries + 5): # three of them may be spent on learning what the server understands
         was = self._kind
         try: a = read_answer(_ask(self, messages, schema, max(.05, self.timeout - (time.monotonic() - start))), asked); a.seconds, a.tries = time.monotonic() - start, n; return a
         except Drop as e:
-            why, wait = e, max(e.wait, self.pause*2**drops); drops += self._kind == was
+            why, wait = why if why is not None and _late(e) else e, max(e.wait, self.pause*2**drops); drops += self._kind == was # that the time was up tells less than what had come before
             if drops > self.retries or time.monotonic() - start + wait*(self._kind == was) > self.timeout: break
             if self._kind == was: time.sleep(wait)
     raise Gone(f'{why} ({n} attempt{"s"*(n > 1)}, {time.monotonic() - start:.1f} s)')

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.errors import PoseError, one_line
+from ..core.errors import PoseError, counted, one_line
 from ..core.files import jpeg_uri
 from .asking import Asker
 from .client import ServerModel
@@ -132,7 +132,7 @@ def summary(all_told:list, meter=None) -> str:
     "One line about many texts."
     c = Counter(v.verdict for t in all_told if t.verified for v in t.verified.verdicts); f = sum(t.fallback for t in all_told)
     why = Counter(re.sub(r'; \d+ of \d+ sentences dropped.*', '', t.text.note.removeprefix(_alone)) for t in all_told if t.fallback); why = ' (' + '; '.join(f'{n} x {k}' for k, n in list(why.items())[:3]) + '; ...'*(len(why) > 3) + ')' if why else ''
-    return f'{len(all_told)} texts, {f} of them by the writer{why}; sentences: {c["supported"]} supported, {c["contradicted"]} contradicted, {c["unsupported"]} unsupported, {c["not understood"]} not understood' + (f', {u} not read' if (u := sum(t.verified.unread for t in all_told if t.verified)) else '') + (f'; {meter}' if meter else '')
+    return f'{counted(len(all_told), "text")}, {f} of them by the writer{why}; sentences: {c["supported"]} supported, {c["contradicted"]} contradicted, {c["unsupported"]} unsupported, {c["not understood"]} not understood' + (f', {u} not read' if (u := sum(t.verified.unread for t in all_told if t.verified)) else '') + (f'; {meter}' if meter else '')
 
 # %% ../../nbs/explain/16_llm.ipynb #14dab42b
 def open_writer(

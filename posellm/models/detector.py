@@ -102,9 +102,11 @@ class BoxFile(dict): # file name or image id, as text -> (N,5): x, y, width, hei
     def key(self, im:dict) -> str: return Path(str(im['file_name'])).name if self.named else str(im['id']) # under which an image record is found
 
     def of(self, image) -> np.ndarray: # image: record, or file name
-        "Boxes of an image, (N,5)."
+        "Boxes of an image, (N,5). None for a record that the file does not list, as detectors list no image without people (`check_images`); a file name has to be there."
         n = Path('' if isinstance(image, dict) else str(image)); keys = [self.key(image)] if isinstance(image, dict) else [n.name, n.stem, n.stem.lstrip('0')]
-        return next((self[k] for k in keys if k in self), np.zeros((0, 5)))
+        found = next((self[k] for k in keys if k in self), None)
+        if found is None and not isinstance(image, dict): raise PoseError('the file of boxes does not list this image', file=self.path, field='images.file_name' if self.named else 'image_id', found=n.name, allowed=', '.join([*self][:3]) + ', ...'*(len(self) > 3) or None, todo='give the file that was made for this image')
+        return np.zeros((0, 5)) if found is None else found
 
     def check_images(self, images:list):
         "Refuse a file in which none of these image records is found."
@@ -126,7 +128,8 @@ def boxes_from_file(
     people = [a for a in _people(anns, d.get('categories') or () if whole else (), path) if not a.get('iscrowd')]
     sure = [a for a in people if a.get('score', 1) >= min_score]
     if people and not sure: raise PoseError('no box has a score that is high enough', file=path, field='score', found=f"{len(people)} boxes of people, the highest {max(a['score'] for a in people):.3g}", allowed=f'at least {min_score:g}, of 1', todo='make the file with probabilities as scores, or give PersonBoxes(file, min_score=...)')
-    for a in sure: out.setdefault(names.get(a['image_id'], str(a['image_id'])), []).append([*a['bbox'], a.get('score', 1)])
+    for a in people: out.setdefault(names.get(a['image_id'], str(a['image_id'])), []) # listed, whatever its scores
+    for a in sure: out[names.get(a['image_id'], str(a['image_id']))].append([*a['bbox'], a.get('score', 1)])
     return BoxFile(path, {k: np.array(v, float).reshape(-1, 5) for k, v in out.items()}, bool(names))
 
 def _is_box(a) -> bool: # a COCO annotation or result that can be used
@@ -139,6 +142,12 @@ def _people(anns, categories, path) -> list: # those of the category of people
     return [a for a in anns if a.get('category_id') in known] if seen & known else anns
 
 # %% ../../nbs/models/04_detector.ipynb #91b299a8
+def _four(boxes) -> np.ndarray: # (N,4)
+    try: b = np.asarray(boxes, float)
+    except (TypeError, ValueError): b = np.full(1, np.nan)
+    if b.size and (b.ndim > 2 or b.shape[-1] != 4 or not np.isfinite(b).all()): raise PoseError('a box is four numbers', field='boxes', found=boxes, allowed='(N,4): x, y, width, height in pixels of the image')
+    return b.reshape(-1, 4)
+
 class PersonBoxes:
     "Person boxes by the rule above; `.source` says what was used, `.note` what the user should know."
     def __init__(self,
@@ -146,7 +155,7 @@ class PersonBoxes:
         min_score:float=None, # boxes below are dropped; None: .5 of a detector, `FILE_SCORE` of a file
     ):
         self.min_score, self.model, self.table, self.note = .5 if min_score is None else min_score, None, None, None
-        if isinstance(boxes, (list, tuple, np.ndarray)): self.source, self.fixed = 'given boxes', np.asarray(boxes, float).reshape(-1, 4)
+        if isinstance(boxes, (list, tuple, np.ndarray)): self.source, self.fixed = 'given boxes', _four(boxes)
         elif boxes == 'whole': self.source = 'whole image'
         elif str(boxes).endswith('.json'): self.source, self.table = f'those of {boxes}', boxes_from_file(boxes, FILE_SCORE if min_score is None else min_score)
         elif boxes == 'auto' or boxes in detectors: self._detector(None if boxes == 'auto' else boxes)

@@ -94,7 +94,8 @@ def concat(poses:list) -> Poses:
 # %% ../../nbs/pose/01_poses.ipynb #78d89edb
 _person_fields = 'id image_id category_id keypoints num_keypoints bbox area iscrowd score track_id'.split()
 
-def _where(anns, i): return f"annotation {anns[i].get('id', f'number {i+1}')}"
+def _where(anns, i): # results have a score and no id
+    a = anns[i]; return f'result {i+1}' if 'score' in a and 'id' not in a else f"annotation {a.get('id', f'number {i+1}')}"
 
 def _number(a, key, default, i, anns, file, what='a number'):
     v = a.get(key, default)
@@ -140,7 +141,8 @@ def _keypoint_array(anns, K, file):
         i, v = next((i, v) for i, r in enumerate(rows) for v in r if isinstance(v, bool) or not isinstance(v, (int, float)) or not abs(v) < 1e15)
         raise PoseError('a keypoint value is not a number', file=file, field=f'{_where(anns, i)}: keypoints', found=v, allowed=f'{want} numbers') from e
     if not (good := np.abs(k) < 1e15).all():
-        i = int(np.argwhere(~good)[0, 0]); raise PoseError('a keypoint value is not finite', file=file, field=f'{_where(anns, i)}: keypoints', found=rows[i])
+        i, j, c = np.argwhere(~good)[0]
+        raise PoseError('a keypoint value is not finite', file=file, field=f'{_where(anns, i)}: keypoints, number {3*j+c+1} of {want} ({("x", "y", "third value")[c]} of keypoint {j+1})', found=float(k[i, j, c]), allowed='finite numbers', todo='write 0 for all three where a keypoint is not there')
     return k
 
 def _check_visibility(k, anns, file):
@@ -212,7 +214,7 @@ def from_coco(cls,
     file=None, # name for messages when `source` is parsed content
 ) -> Poses:
     "Read COCO keypoint truth; every annotation is kept, also crowds and people without keypoints."
-    if not isinstance(source, (dict, list)): file, source = str(source), read_json(source, 'a COCO annotation file')
+    if file is None and isinstance(source, (str, Path)): file, source = str(source), read_json(source, 'a COCO annotation file')
     _check_coco(source, file)
     images, anns, cats = _images(source, file), source['annotations'], source['categories']
     cat = next((c for c in cats if isinstance(c, dict) and c.get('keypoints')), cats[0] if cats and isinstance(cats[0], dict) else {})
@@ -268,6 +270,12 @@ def save(self:Poses, path) -> Path:
 Poses.to_coco, Poses.to_results, Poses.save = to_coco, to_results, save
 
 # %% ../../nbs/pose/01_poses.ipynb #f6cb1ad4
+def _check_count(results, skel, truth, file):
+    "Refuse results that all have as many keypoints as another skeleton."
+    n = {len(r['keypoints']) if isinstance(r['keypoints'], (list, tuple)) else 0 for r in results}
+    if truth is None or len(n) != 1 or (n := n.pop()) == 3*skel.K or n % 3 or not n: return
+    raise PoseError('truth and results have different keypoints', file=file, field='result 1: keypoints', found=f'{n//3} keypoints', allowed=f'the {skel.K} of {skel.name}, as in {truth.file or "the truth"}', todo='give results and truth of one skeleton')
+
 def from_results(cls,
     source, # file, or its parsed content: a list of {image_id, category_id, keypoints, score}
     truth=None, # Poses: its images and skeleton are used
@@ -275,13 +283,15 @@ def from_results(cls,
     file=None, # name for messages
 ) -> Poses:
     "Read COCO keypoint results."
-    if not isinstance(source, (dict, list)): file, source = str(source), read_json(source, 'a COCO results file')
+    if file is None and isinstance(source, (str, Path)): file, source = str(source), read_json(source, 'a COCO results file')
     if not isinstance(source, list) or any(not isinstance(r, dict) for r in source):
-        raise PoseError('not a COCO results file', file=file, field='top level', found='an annotation file' if isinstance(source, dict) else 'other things than objects', allowed='a list of {image_id, category_id, keypoints, score}')
+        raise PoseError('not a COCO results file', file=file, field='top level', found='an annotation file' if isinstance(source, dict) else 'other things than objects' if isinstance(source, list) else f'a {type(source).__name__}', allowed='a list of {image_id, category_id, keypoints, score}')
     skel = truth.skeleton if truth is not None else get_skeleton(skeleton)
     for i, r in enumerate(source):
         for key in ('image_id', 'keypoints', 'score'):
             if key not in r: raise PoseError('a result lacks a field', file=file, field=f'result {i+1}: {key}', found=', '.join(r), allowed='image_id, category_id, keypoints, score')
+        if not r['keypoints']: raise PoseError('a result has no keypoints', file=file, field=f'result {i+1}: keypoints', found=r['keypoints'], allowed=f'{3*skel.K} numbers, {skel.K} x (x, y, confidence)', todo='remove the entry, or write it again')
+    _check_count(source, skel, truth, file)
     k, n = _keypoint_array(source, skel.K, file), len(source)
     image_id = _ids(source, 'image_id', file)
     images = truth.images if truth is not None else [dict(id=int(i), file_name=str(i)) for i in np.unique(image_id)]
