@@ -1,4 +1,5 @@
 """One thread, no display, no telemetry; hypothesis quick and repeatable unless HYPOTHESIS_PROFILE=fuzz."""
+import logging
 import os
 
 for _name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'NUMBA_NUM_THREADS'): os.environ.setdefault(_name, '1')
@@ -6,9 +7,16 @@ os.environ.setdefault('MPLBACKEND', 'agg')
 os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')
 os.environ.setdefault('HF_HUB_DISABLE_TELEMETRY', '1')
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 _calm = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 settings.register_profile('quick', max_examples=30, derandomize=True, database=None, **_calm)
 settings.register_profile('fuzz', max_examples=2000, **_calm)
 settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'quick'))
+
+
+@pytest.fixture
+def caplog(caplog, monkeypatch):
+    "What the package says, also after a test whose `setup_log` kept it from pytest's handler."
+    monkeypatch.setattr(logging.getLogger('posellm'), 'propagate', True); return caplog

@@ -10,7 +10,6 @@ from posellm.app import config
 from posellm.app.chapters import chapter_params, find_chapters
 from posellm.app.pipeline import make_plan, record
 from posellm.core.errors import PoseError
-from posellm.core.log import log
 from posellm.stages.stage1 import stage1_settings
 from posellm.train.hardware import preset, resolve
 
@@ -80,7 +79,6 @@ def test_blocks_of_ours_are_checked(over, phases, word):
 
 
 def test_what_has_no_effect_is_said(home, caplog):
-    log('config').propagate = True
     with caplog.at_level('INFO'): make_plan(config=written(home, NESTED), name='a', chapters='00,01')
     said = '\n'.join(r.getMessage() for r in caplog.records)
     assert 'model.backbone has no effect: model.name decides it' in said and 'of no use to the chosen chapters' in said and 'unlabeled' in said

@@ -1,6 +1,5 @@
 """Learning from unlabelled people: geometry of hard views, what gradients reach, poisoned data, planted wrong answers, stopping and going on."""
 import json
-import logging
 from dataclasses import replace
 
 import cv2
@@ -246,8 +245,7 @@ def test_the_audit_finds_planted_wrong_answers(start, monkeypatch):
     assert (found.right[[k for k in range(17) if k not in (L, R)]] == clean.right[[k for k in range(17) if k not in (L, R)]]).all()
 
 
-def test_every_check_tells_each_keypoint_and_the_smallest_drop_is_said(start, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger('posellm'), 'propagate', True)
+def test_every_check_tells_each_keypoint_and_the_smallest_drop_is_said(start, caplog):
     with caplog.at_level('INFO', logger='posellm'): h, _ = fit_semi(net_from(start), dot_people(16), hide_labels(dot_people(16, 1)), dot_people(30, 2), dot_config(4, paths=('JC',), val_steps=2), read=draw_dots)
     line = h.history[-1]; assert all(len(line[k]) == 17 for k in ('used_by_keypoint', 'right_by_keypoint', 'right_low', 'right_high'))
     assert all(lo <= r <= hi for lo, r, hi in zip(line['right_low'], line['right_by_keypoint'], line['right_high']) if r is not None)

@@ -8,7 +8,6 @@ import pytest
 
 from posellm.app.pipeline import make_plan
 from posellm.core.errors import PoseError
-from posellm.core.log import log
 from posellm.core.run import Run
 from posellm.metrics.oks import make_people
 from posellm.pose.skeleton import get_skeleton
@@ -89,7 +88,7 @@ def two_answers(root, members):
 
 
 def test_one_fused_member_costs_nothing_more_and_gets_no_router(tmp_path, caplog):
-    run, got, f = two_answers(tmp_path, ['stage1']); log('postprocess').propagate = True
+    run, got, f = two_answers(tmp_path, ['stage1'])
     with caplog.at_level('INFO'): looks = learn_looks(run, got, f, n=20)
     assert looks.router is None and looks.measured is None and list(looks.answers) == ['stage 1 alone, finished'] and 'one member was fused' in caplog.text
 

@@ -186,7 +186,8 @@ def _quiet():
     "papermill and the kernel client warn about things that are checked here or do no harm."
     import logging
     import warnings
-    for name in ('papermill', 'traitlets', 'asyncio', 'jupyter_client'): logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ('papermill', 'traitlets', 'jupyter_client'): logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger('asyncio').setLevel(logging.CRITICAL) # of a kernel that dies while Ctrl-C ends everything, a task that nobody waits for any more tells with a traceback
     warnings.filterwarnings('ignore', module='(papermill|nbformat|jupyter_client|nbclient|zmq)')
     os.environ.setdefault('PYDEVD_DISABLE_FILE_VALIDATION', '1')
     os.environ.setdefault('PYTHONWARNINGS', 'ignore:IProgress not found') # tqdm asks for a widget that nobody would see
