@@ -136,6 +136,7 @@ def fit_router(
     "Fit, with the ridge and the thresholds from cross-fitting."
     gain, groups = np.asarray(gain, float), np.asarray(groups); ok = np.isfinite(gain); ids = np.unique(groups[ok])
     if len(ids) < 2*folds: raise PoseError('too few images to fit a router', field='groups', found=f'{len(ids)} images', allowed=f'{2*folds} or more', todo='give more labelled people')
+    if not gain[ok].any(): raise PoseError('a second look changed nothing for anybody', field='gain', found=f'{int(ok.sum())} times 0', todo='route between answers that differ')
     fold = dict(zip(ids.tolist(), rng(0, 'router').permutation(len(ids)) % folds)); f = np.array([fold.get(g, -1) for g in groups.tolist()])
     part = lambda m: Signals(s.names, s.values[m])
     crossed = {}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.files import read_json, write_json
+from ..core.files import nan_again, no_nan, read_json, write_json
 from ..core.log import log
 from ..core.paths import assets
 from ..core.errors import PoseError
@@ -137,7 +137,7 @@ class Looks:
     measured:dict=None # on val
     answers:dict=field(default_factory=dict) # row -> Poses of val
     def fast_dict(self): return dict(schema=1, flip=self.flip, finish=self.finish.to_dict(), meaning=self.meaning.to_dict())
-    def router_dict(self): return dict(schema=1, router=self.router.to_dict(), prior=self.prior, measured=self.measured, routed={k: p.info['routed'] for k, p in self.answers.items() if 'routed' in p.info})
+    def router_dict(self): return dict(schema=1, router=self.router.to_dict(), prior=self.prior, measured=no_nan(self.measured), routed={k: p.info['routed'] for k, p in self.answers.items() if 'routed' in p.info})
 
 def learn_looks(run:Run, got:dict, f:Finish, share:float=.3, n:int=1000): # Looks; None where there is but one answer
     "Learn on calib, measure on val."
@@ -182,7 +182,7 @@ def kept_looks(run:Run): # Looks, or None where there was but one answer
     for r in run.rows():
         if r['series'] == 'fast or slow': p = load_row(r)[1]; answers[r['row']] = replace(p, info=dict(p.info, routed=d['routed'][r['row']])) if r['row'] in d.get('routed', {}) else p
     router = Router.from_dict(d['router']) if d else None
-    return Looks(Finish.from_dict(fast['finish']), Meaning.from_dict(fast['meaning']), fast['flip'], router, d.get('prior', False), d.get('measured'), answers)
+    return Looks(Finish.from_dict(fast['finish']), Meaning.from_dict(fast['meaning']), fast['flip'], router, d.get('prior', False), nan_again(d['measured']) if d.get('measured') else None, answers)
 
 # %% ../../nbs/05_postprocess_llm.ipynb #88121335
 def answers_shown(done, f:Finish, meaning, looks:'Looks'=None) -> tuple: # Poses, Finish, Meaning, Meaning of those who were looked at twice
@@ -202,7 +202,7 @@ def with_looks(results, people, f:Finish, slow=None, name:str=''): # Results of 
 def leave(run:Run, cfg, got, f, meaning, versions, first, steps, judged, seed:int=0, looks:'Looks'=None):
     "Everything that other chapters, the report and `Estimator` take up."
     put = lambda name, d: write_json(run.dir/name, d, indent=1); put('finish.json', f.to_dict()); put('meaning.json', meaning.to_dict())
-    put('facts.json', dict(schema=1, steps=steps, judged={who: [{k: None if v != v else v for k, v in x.items()} for x in t] for who, t in judged.items()}))
+    put('facts.json', dict(schema=1, steps=steps, judged=no_nan(judged)))
     for name, d in (('fast.json', looks and looks.fast_dict()), ('router.json', looks and looks.router and looks.router_dict())): # none of an earlier run of the chapter stays
         if d: put(name, d)
         else: (run.dir/name).unlink(missing_ok=True)
