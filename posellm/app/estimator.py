@@ -233,6 +233,7 @@ def stream(self:Estimator, paths, every:int=1): # every: of a video one frame in
             except PoseError as e: self.skipped.append(e); log('predict').warning(f'skipped: {e}')
             bar.step()
 
+# %% ../../nbs/app/00_estimator.ipynb #3977cdce
 def video(self:Estimator, path, every:int=1, most:int=None): # every: one of so many frames; most: results at most
     "Results of a video's frames, one frame in memory at a time."
     import cv2

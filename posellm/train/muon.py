@@ -57,6 +57,7 @@ def muon_groups(
             if part: out.append({**g, 'params': part, 'orthogonal': yes})
     return out
 
+# %% ../../nbs/train/05b_muon.ipynb #35fa235c
 OPTIMIZERS = dict(adamw=(torch.optim.AdamW, param_groups), adam=(torch.optim.Adam, param_groups), muon=(Muon, muon_groups))
 
 def make_optimizer(
