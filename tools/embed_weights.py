@@ -27,7 +27,7 @@ OPTIMIZERS = dict(adamw='AdamW', muon='Muon (AdamW for the first and last layer,
 
 
 def mixed(net, other, share):
-    "The mean of two networks' weights, `share` of the first: better than either on pictures of another kind where one was trained from the other (Wortsman et al. 2022, arXiv:2109.01903)."
+    "The mean of two networks' weights, `share` of the first, one trained from the other: meant for pictures of another kind than those of the training (Wortsman et al. 2022, arXiv:2109.01903)."
     a, b = net.state_dict(), other.state_dict()
     net.load_state_dict({k: v*share + b[k]*(1 - share) if v.is_floating_point() else v for k, v in a.items()}); return net
 
