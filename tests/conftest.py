@@ -16,7 +16,14 @@ settings.register_profile('fuzz', max_examples=2000, **_calm)
 settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'quick'))
 
 
-@pytest.fixture
-def caplog(caplog, monkeypatch):
-    "What the package says, also after a test whose `setup_log` kept it from pytest's handler."
-    monkeypatch.setattr(logging.getLogger('posellm'), 'propagate', True); return caplog
+def _ours(): return [v for k, v in logging.root.manager.loggerDict.items() if k.split('.')[0] == 'posellm' and isinstance(v, logging.Logger)]
+
+
+@pytest.fixture(autouse=True)
+def loggers():
+    "Our loggers as they were before: a test that silences one, or calls `setup_log`, does so for itself alone."
+    before = {o.name: (o.level, o.propagate, list(o.handlers)) for o in _ours()}
+    yield
+    for o in _ours():
+        level, o.propagate, kept = before.get(o.name, (logging.NOTSET, True, [])); o.setLevel(level)
+        for h in [h for h in o.handlers if h not in kept]: o.removeHandler(h); h.close()
