@@ -156,6 +156,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'posellm.app.gallery': { 'posellm.app.gallery._check_ours': ('app/gallery.html#_check_ours', 'posellm/app/gallery.py'),
                                      'posellm.app.gallery._figure': ('app/gallery.html#_figure', 'posellm/app/gallery.py'),
                                      'posellm.app.gallery._joints': ('app/gallery.html#_joints', 'posellm/app/gallery.py'),
+                                     'posellm.app.gallery._our_people': ('app/gallery.html#_our_people', 'posellm/app/gallery.py'),
                                      'posellm.app.gallery._r': ('app/gallery.html#_r', 'posellm/app/gallery.py'),
                                      'posellm.app.gallery._words': ('app/gallery.html#_words', 'posellm/app/gallery.py'),
                                      'posellm.app.gallery.card_of': ('app/gallery.html#card_of', 'posellm/app/gallery.py'),

@@ -223,6 +223,7 @@ def test_check_has_exit_codes_for_scripts(truth):
 
 @pytest.mark.parametrize('args, words', [
     ('eval truth.json', ['TRUTH RESULTS']),
+    ('eval truth.json good.json --limit 3', ['--limit', 'for --weights']),
     ('eval truth.json truth.json', ['truth.json', 'not a COCO results file', 'do: the truth comes first']),
     ('eval truth.json nowhere.json', ['nowhere.json', 'no such file']),
     ('eval truth.json cut.json', ['cut.json', 'line 1', 'not valid JSON']),

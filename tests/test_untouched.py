@@ -11,6 +11,7 @@ import pytest
 from posellm.app.cli import call
 from posellm.app.estimator import Estimator
 from posellm.app.gallery import save_results
+from posellm.core.errors import PoseError
 from posellm.core.http import Drop, Gone
 from posellm.explain.client import post_json
 from posellm.models.zoo import create_model
@@ -74,6 +75,13 @@ def test_what_is_finished_is_kept(given, person, end):
     with pytest.raises(end): save_results(broken_off(), given/'out')
     there = contents(given/'out'); assert len(json.loads(there['people.json'])) == len(json.loads(there['images.json'])) == 2 and there['gallery.html'].count(b'<article') == 2 and b'alt="1 person: ' in there['gallery.html']
     assert save_results([person], given/'out')['images'] == 1 # the folder is one of ours
+
+
+def test_a_kill_between_the_files_leaves_a_folder_that_is_known(given, person):
+    out = given/'out'; save_results([person], out)
+    for name in ('images', 'results'): (out/f'{name}.json').unlink(); assert save_results([person], out)['images'] == 1
+    for name in ('images', 'results', 'people'): (out/f'{name}.json').write_text('[{"image": "of somebody else"}]')
+    with pytest.raises(PoseError, match='not one of ours'): save_results([person], out)
 
 
 @pytest.mark.parametrize('verb', ['predict {0}/ph/1.jpg --boxes whole --no-flip', 'explain {0}/labels.json --images {0}/ph'])

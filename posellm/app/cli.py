@@ -145,6 +145,8 @@ def evaluate(
     by_files, by_model = len(files) >= 2 and weights is None and data is None, not files and data is not None
     if not (by_files or by_model):
         raise PoseError('not clear what to measure', found=' '.join(files) or 'nothing', allowed='TRUTH RESULTS... or --weights W --data PATH', todo='give a truth file and at least one results file, or a model and a data set')
+    for k, v in dict(stage=stage, limit=limit).items():
+        if by_files and v is not None: raise PoseError('this is for --weights, and results files are given', field=f'--{k}', found=v, todo='leave it out; results files are judged whole')
     if by_files: measured = measure_files(files[0], files[1:], split, boxes or '', skeleton)
     else: measured = [measure_model(weights, data, split, boxes or 'truth', limit, flip, device, stage, skeleton)]
     got = summarise(measured, resamples, seed)

@@ -13,7 +13,7 @@ import numpy as np
 
 from .result import Result
 from ..core.errors import PoseError, counted
-from ..core.files import check_out, free_name, write_atomic, write_json
+from ..core.files import check_out, free_name, read_json, write_atomic, write_json
 from ..core.paths import assets
 from ..explain.schema import POSTURES, category
 
@@ -70,7 +70,12 @@ def _check_ours(out, files, overlays, given):
     check_out(files, given)
     if overlays and {out.resolve(), (out/'pictures').resolve()} & {Path(g).resolve() for g in given if g}: raise PoseError('pictures that are read lie in this folder', field='--out', found=str(out), todo='choose another folder: nothing is drawn among your pictures')
     there = [f for f in files if f.exists()]
-    if 0 < len(there) < len(files): raise PoseError('a file of this name is there, and it is not one of ours', file=there[0], field='--out', allowed=f'a folder with none of {", ".join(f.name for f in files)}, or with all of them, from an earlier call', todo='choose another folder: your files are never changed')
+    if there and not _our_people(files[0]): raise PoseError('a file of this name is there, and it is not one of ours', file=there[0], field='--out', allowed=f'a folder with none of {", ".join(f.name for f in files)}, or with those of an earlier call', todo='choose another folder: your files are never changed')
+
+def _our_people(file) -> bool: # it is written first, so that after a kill between the files those that are there are known again
+    try: d = read_json(file)
+    except PoseError: return False
+    return isinstance(d, list) and all(isinstance(r, dict) and {'image', 'people', 'boxes_from'} <= set(r) for r in d)
 
 def save_results(
     results, # Results, one after the other; only one picture is in memory at a time
@@ -80,7 +85,7 @@ def save_results(
     given=(), # files that are read, and folders of pictures that are: nothing is written over the ones, and nothing drawn into the others
 ) -> dict: # counts
     "COCO results, readable JSON, overlays and a gallery of many images, in `out`; of those that are done also where the others end in an error or Ctrl-C, and nothing where there are none. Raises `PoseError` where that would change what is `given` or a file of somebody else's."
-    out = Path(out); pages, files = out/'pictures', [out/f'{x}.json' for x in ('results', 'images', 'people')]; _check_ours(out, files, overlays, given)
+    out = Path(out); pages, files = out/'pictures', [out/f'{x}.json' for x in ('people', 'results', 'images')]; _check_ours(out, files, overlays, given)
     done, stems, cards, page, last = [], set(), [], {}, None
     try:
         for n, r in enumerate(results, 1):
@@ -93,6 +98,6 @@ def save_results(
     finally:
         if done:
             coco, images, plain = [x for c, _, _ in done for x in c], [im for _, im, _ in done], [p for _, _, p in done]
-            for f, what in zip(files, (coco, images, plain)): write_json(f, what, indent=1 if what is plain else None)
+            for f, what in zip(files, (plain, coco, images)): write_json(f, what, indent=1 if what is plain else None)
             if overlays: page = dict(gallery=str(write_page(cards[:len(done)], out/'gallery.html', title, [str(e) for e in skipped or ()], *last)))
     return dict(images=len(done), people=sum(len(c) for c, _, _ in done), out=str(out), **page)
