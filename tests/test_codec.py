@@ -8,7 +8,7 @@ import reference_codec as ref
 from posellm.core.errors import PoseError
 from posellm.pose.codec import KINDS, Codec, make_codec
 from posellm.pose.geometry import stride
-from posellm.pose.heatmap import dark_offset, peaks
+from posellm.pose.heatmap import NARROW, dark_offset, expected_peaks, expected_similarity, peaks
 
 INPUTS = [(256, 192), (384, 288), (256, 256)]
 
@@ -110,6 +110,23 @@ def test_round_trip(hw, seed, height):
     assert np.abs(back.numpy() - xy).max() < .1  # measured: below 0.001
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from([(32, 24), (24, 32), (5, 40)]), st.integers(0, 10**6))
+def test_the_highest_expected_similarity(hw, seed):
+    """Against the sum over all cells, written out; the answer between cells is never worse than the best cell."""
+    gen, (H, W) = np.random.default_rng(seed), hw
+    cells, falloff = np.stack(np.meshgrid(np.arange(W), np.arange(H)), -1).reshape(-1, 2), (.025, .062, .107)
+    hills = gen.random((2, 3, 6, 1, 2)) * [W, H], gen.uniform(1, 3, (2, 3, 6, 1)), gen.random((2, 3, 6, 1))
+    maps = (hills[2] * np.exp(-((cells - hills[0]) ** 2).sum(-1) / (2 * hills[1] ** 2))).sum(2).reshape(2, 3, H, W).astype(np.float32)
+    def expected(b, k, at): return (maps[b, k].ravel() * np.exp(-((cells - at) ** 2).sum(-1) / (2 * H * W * (NARROW * falloff[k]) ** 2))).sum()
+    got, e = expected_peaks(torch.from_numpy(maps), falloff).numpy(), expected_similarity(torch.from_numpy(maps), falloff).numpy()
+    for b in range(2):
+        for k in range(3):
+            each = np.array([expected(b, k, c) for c in cells])
+            np.testing.assert_allclose(e[b, k].ravel(), each, rtol=1e-4, atol=1e-12)
+            assert np.abs(got[b, k] - cells[each.argmax()]).max() <= 1 and (NARROW * falloff[k] * (H * W) ** .5 < 1 or expected(b, k, got[b, k]) > .98 * each.max())  # under a kernel narrower than a cell the sum sinks between cells
+
+
 def test_out_of_sight():
     for kind in KINDS:
         codec = make_codec(kind, (256, 192))
@@ -187,7 +204,7 @@ def test_json(kind):
     (dict(heatmap_hw=(64, 96)), "same number in both directions"),
     (dict(input_hw=(256, 190)), "heatmap_hw must divide"),
     (dict(input_hw=256), "input_hw: not a size"),
-    (dict(decode="darc"), "found 'darc'; allowed ('dark', 'quarter', 'argmax')"),
+    (dict(decode="darc"), "found 'darc'; allowed ('dark', 'quarter', 'argmax', 'expected')"),
     (dict(sigma=0), "sigma: not a spread; found 0"),
     (dict(blur_kernel=12), "blur_kernel: the blur needs a middle cell; found 12"),
     (dict(variant="hf"), "allowed vitpose, mmpose"),

@@ -18,6 +18,7 @@ from posellm.data.synth import synth_v1
 from posellm.metrics.ap import evaluate
 from posellm.metrics.stats import bootstrap
 from posellm.models.weights import find_weights, load_model, read_info, save_model
+from posellm.models.zoo import entry, make_spec
 from posellm.stages.data import synth_folder
 from posellm.train.predict import predict_poses
 
@@ -61,7 +62,7 @@ def main():
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument('run'); ask.add_argument('--note', default='', help='a sentence more for the card'); ask.add_argument('--mix', nargs=2, metavar=('WEIGHTS', 'SHARE'), help='the mean of the weights with others they were trained from, SHARE of the new ones'); ask.add_argument('--padding', type=float, help='of the box in use, where it differs from training: chosen on people who are not reported'); ask.add_argument('--real', help='COCO data set with a val part of photographs')
     a = ask.parse_args(); setup_log(); folder = assets() / 'weights'
-    info, net = read_info(a.run), load_model(a.run); net = mixed(net, load_model(find_weights(a.mix[0])), float(a.mix[1])) if a.mix else net; info['meta'] |= dict(mixed=dict(weights=Path(a.mix[0]).stem, share=float(a.mix[1]))) if a.mix else {}; net.spec = replace(net.spec, padding=a.padding or net.spec.padding); save_model(net, folder, info['meta'], NAME, half=True)
+    info, net = read_info(a.run), load_model(a.run); net = mixed(net, load_model(find_weights(a.mix[0])), float(a.mix[1])) if a.mix else net; info['meta'] |= dict(mixed=dict(weights=Path(a.mix[0]).stem, share=float(a.mix[1]))) if a.mix else {}; net.spec = replace(net.spec, padding=a.padding or net.spec.padding, codec=make_spec(entry(net.spec.name), net.spec.skeleton, net.spec.input_hw).codec); save_model(net, folder, info['meta'], NAME, half=True)
     model = load_model(folder / f'{NAME}.safetensors'); v1 = synth_v1(); rows = [row(f'{v1.name} val, generated people of another look', *measured(model, synth_folder(800, v1.n_val, 200)))]
     if a.real: rows.append(row(f'photographs ({Path(a.real).name} val)', *measured(model, a.real)))
     write_atomic(folder / f'{NAME}.md', card(read_info(folder / f'{NAME}.safetensors'), rows, a.note)); print('\n'.join(rows))

@@ -30,7 +30,7 @@ def codec_settings(
     kind:str, # "udp", "msra" or "simcc"
     input_hw, heatmap_hw,
     sigma=None, # heatmap cells; None = the usual one at this size
-    decode:str=None, # "dark", "quarter" or "argmax"; None = the usual one of the kind
+    decode:str=None, # "dark", "quarter", "argmax" or "expected"; None = the usual one of the kind
 ) -> CodecSettings:
     "Settings of the codec of that kind."
     from posellm.pose.codec import make_codec

@@ -63,7 +63,7 @@ def _vits() -> list: # the ViT families with published weights
 
 def _fixed() -> dict: # name -> Entry, of everything that is not a timm name
     c = (256, 256, 256)
-    out = [Entry('posellm-s', 'small network with skips, learns from scratch on a CPU', lambda K, hw, file: SkipNet(K), (192, 144), loss='ce', padding=1.1)]
+    out = [Entry('posellm-s', 'small network with skips, learns from scratch on a CPU', lambda K, hw, file: SkipNet(K), (192, 144), loss='ce', padding=1.1, codec=dict(decode_mode='expected'))]
     for d in (18, 50, 101, 152):
         out.append(Entry(f'simplebaseline{d}', f'SimpleBaseline, ResNet-{d}', partial(_resnet, d, c), kind='msra', timm=f'resnet{d}.tv_in1k'))
     for w in (32, 48): out.append(Entry(f'hrnet-w{w}', f'HRNet-W{w}', partial(_hrnet, w), kind='msra', multiple=32))
@@ -141,9 +141,10 @@ def load_resnet_trunk(net, file):
 def make_spec(e:Entry, skeleton, input_hw, heatmap_hw=None, loss=None) -> ModelSpec:
     "Description of a network of the zoo at a size."
     cfg = timm.get_pretrained_cfg(e.timm) if e.timm else None
-    hm = heatmap_hw or tuple(v//4 for v in input_hw)
+    hm, sigmas = heatmap_hw or tuple(v//4 for v in input_hw), get_skeleton(skeleton).sigmas; reads = dict(e.codec or {})
+    if reads.get('decode_mode') == 'expected': reads = dict(decode_mode='expected', falloff=None if sigmas is None else sigmas.tolist()) if (loss or e.loss) == 'ce' else {} # other maps are no distributions
     return ModelSpec(e.name, skeleton, input_hw, hm, mean=cfg.mean if cfg else IMAGENET_MEAN, std=cfg.std if cfg else IMAGENET_STD, padding=e.padding, crop=e.crop,
-                     family='udp' if e.kind == 'udp' else 'classic', codec=codec_settings(e.kind, input_hw, hm, e.sigma) | (e.codec or {}), loss=loss or e.loss)
+                     family='udp' if e.kind == 'udp' else 'classic', codec=codec_settings(e.kind, input_hw, hm, e.sigma) | reads, loss=loss or e.loss)
 
 def no_trained(name:str) -> PoseError:
     "The error for a name whose trained weights do not come with this version."

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from ..core.errors import PoseError, unknown
 from .geometry import stride
-from .heatmap import VARIANTS, dark_offset, encode_heatmaps, peaks, quarter_offset
+from .heatmap import VARIANTS, dark_offset, encode_heatmaps, expected_peaks, peaks, quarter_offset
 
 # %% ../../nbs/pose/03_codec.ipynb #c6678df6
 def encode_simcc(
@@ -46,7 +46,7 @@ def decode_simcc(
     return torch.stack([x, y], -1).float(), torch.minimum(cx, cy)
 
 # %% ../../nbs/pose/03_codec.ipynb #884d8061
-KINDS = {"udp": ("dark", "quarter", "argmax"), "msra": ("quarter", "dark", "argmax"), "simcc": ("argmax",)}  # allowed ways of decoding, the usual one first
+KINDS = {"udp": ("dark", "quarter", "argmax", "expected"), "msra": ("quarter", "dark", "argmax", "expected"), "simcc": ("argmax",)}  # allowed ways of decoding, the usual one first
 
 @dataclass(frozen=True)
 class Codec:
@@ -55,9 +55,10 @@ class Codec:
     input_hw: tuple  # network input (height, width), pixels
     heatmap_hw: tuple  # heatmap (H,W), cells; for SimCC the bins of (y, x)
     sigma: float | tuple  # cells; for SimCC (sx, sy) in bins
-    decode_mode: str  # "dark", "quarter" or "argmax"
+    decode_mode: str  # "dark", "quarter", "argmax" or "expected"
     blur_kernel: int = 11  # DARK's blur, cells
     variant: str = "vitpose"  # DARK's borders: "vitpose" or "mmpose"
+    falloff: tuple = None  # (K,) the skeleton's OKS sigmas, for "expected"; None: one for all
 
     @property
     def family(self) -> str:
@@ -85,7 +86,7 @@ class Codec:
         self,
         maps,  # (B,K,*map_shape) tensor; for SimCC also the pair (x, y) as exported models give it
     ) -> tuple:  # xy_crop (B,K,2), conf (B,K), float32
-        "Coordinates and peak heights; the height is that of the map as given, not of the blurred one."
+        "Coordinates and peak heights; the height is the top of the map as given, not of a blurred one, also where the coordinates are elsewhere."
         return decode(self, maps)
 
     def merge_flip(self, maps, maps_of_mirrored, flip_perm, shift=None) -> torch.Tensor:
@@ -135,7 +136,7 @@ def decode(codec, maps) -> tuple:
     if codec.kind == "simcc": xy, conf = decode_simcc(maps, codec.heatmap_hw[1])
     else:
         x, y, conf = peaks(maps)
-        xy = torch.stack([x, y], -1).float()
+        xy = expected_peaks(maps, codec.falloff) if codec.decode_mode == "expected" else torch.stack([x, y], -1).float()
         if codec.decode_mode == "dark": xy = xy + dark_offset(maps, x, y, conf, codec.blur_kernel, codec.variant)
         elif codec.decode_mode == "quarter": xy = xy + quarter_offset(maps, x, y)
     return xy * codec._stride(xy), conf
@@ -196,9 +197,10 @@ def make_codec(
     input_hw,  # network input (height, width)
     heatmap_hw=None,  # heatmap (H,W); None = a quarter of the input (SimCC: bins, twice the input)
     sigma=None,  # cells; None = the usual one for that size
-    decode: str = None,  # "dark", "quarter" or "argmax"; None = the usual one for that kind
+    decode: str = None,  # "dark", "quarter", "argmax" or "expected"; None = the usual one for that kind
     blur_kernel: int = None,  # DARK's blur, cells, odd; None = as wide as the target: 5 for sigma 1, 11 for 2, 17 for 3, as published
     variant: str = "vitpose",  # DARK's borders: "vitpose" or "mmpose"
+    falloff=None,  # (K,) the skeleton's OKS sigmas, for "expected"; None: one for all
 ) -> Codec:
     "A codec with everything checked and the usual values filled in."
     if kind not in KINDS: raise unknown("codec kind", kind, KINDS)
@@ -213,8 +215,9 @@ def make_codec(
     sigma = (tuple(map(float, sigma)) if isinstance(sigma, (tuple, list)) else (float(sigma),) * 2) if kind == "simcc" else sigma
     if not np.all(np.asarray(sigma, float) > 0) or np.size(sigma) != (2 if kind == "simcc" else 1):
         raise PoseError("not a spread", field="sigma", found=sigma, allowed="above 0; for simcc one number or (x, y)", todo="leave it out for the usual one")
+    if falloff is not None and (np.ndim(falloff) != 1 or not np.all(np.asarray(falloff, float) > 0)): raise PoseError("not widths", field="falloff", found=falloff, allowed="a number above 0 for each keypoint", todo="take the skeleton's sigmas, or leave it out")
     kernel = usual_blur(sigma) if kernel is None else kernel
-    return Codec(kind, input_hw, heatmap_hw, sigma if kind == "simcc" else float(sigma), decode, int(kernel), variant)
+    return Codec(kind, input_hw, heatmap_hw, sigma if kind == "simcc" else float(sigma), decode, int(kernel), variant, None if falloff is None else tuple(map(float, falloff)))
 
 # %% ../../nbs/pose/03_codec.ipynb #4782fe80
 def codec_from_dict(d: dict) -> Codec:

@@ -38,7 +38,7 @@ def smooth_maps(
 def read_maps(
     maps, # Maps of these people
     people:Poses,
-    mode:str='dark', # 'argmax', 'quarter' or 'dark'
+    mode:str='dark', # one of the codec's `KINDS`: 'argmax', 'quarter', 'dark' or 'expected'
 ) -> Poses:
     "People as the maps tell when they are read in that way."
     if mode not in KINDS[maps.codec.kind]: raise unknown('way of reading', mode, KINDS[maps.codec.kind])

@@ -70,7 +70,7 @@ def fits(nets:dict, n:int) -> bool: # people
     cells = lambda s: sum(s.heatmap_hw) if s.codec['kind'] == 'simcc' else np.prod(s.heatmap_hw)
     return 2*n*sum(net.spec.K*cells(net.spec) for net in nets.values()) < MOST_MAPS
 
-def add_views(name, net, people, out, maps, scales=(.85, 1.2), **kw):
+def add_views(name, net, people, out, maps, scales=(.95, 1.05), **kw):
     "The member `name views`: maps of more crops, fused with the usual one's."
     more = predict_views(net, people, scales, flip=True, **kw); pool = [maps[name], *more.maps]
     both = replace(more, names=(name, *more.names), xy=np.concatenate([out[name].xy[None], more.xy]), conf=np.concatenate([out[name].conf[None], more.conf]), score=np.concatenate([out[name].score[None], more.score]), maps=tuple(pool))

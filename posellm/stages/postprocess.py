@@ -74,7 +74,8 @@ def map_versions(net, people) -> dict: # name -> Poses
     "Predictions from the same maps, read in different ways."
     pred, m = predict_poses(net, people, return_maps=True)
     if m.codec.kind == 'simcc': return {}
-    return {**{f'stage 1 maps, {k}': read_maps(m, pred, k) for k in ('argmax', 'quarter', 'dark')}, 'stage 1 maps, smoothed, dark': read_maps(smooth_maps(m), pred, 'dark')}
+    ways = {k: (m, k) for k in ('argmax', 'quarter', 'dark')} | {'smoothed, dark': (smooth_maps(m), 'dark'), 'expected': (m, 'expected')}
+    return {f'stage 1 maps, {k}': read_maps(maps, pred, way) for k, (maps, way) in ways.items()}
 
 # %% ../../nbs/05_postprocess_llm.ipynb #bdac8b70
 def finish_and_mean(got:dict, name:str=''): # Finish, Meaning, {name: Poses of val}

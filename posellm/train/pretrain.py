@@ -14,6 +14,7 @@ import json
 import os
 import tempfile
 import time
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
@@ -190,6 +191,12 @@ class ShardFeed(Feed):
         return self.views(s, np.arange(len(rows)), np.full(len(rows), step*world() + rank()))
 
 # %% ../../nbs/train/09_pretrain.ipynb #726a1dfc
+def _shared(model): # by all processes; each keeps batch statistics of its own
+    if world() == 1: return model
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning) # what newer versions of torch offer in its place the older ones do not know
+        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
 class Pretraining:
     "A pre-training run: network, average, optimizer and how far they have come."
     def __init__(self, cfg, folder, shard_folder=None, workers:int=1, device='auto'):
@@ -199,7 +206,7 @@ class Pretraining:
         self.precision = pick_precision(cfg.precision, self.device); self.feed = ShardFeed(cfg, self.model.spec, self.device)
         self.loss, self.ema = get_loss(self.model.spec.loss, self.feed.codec), Ema(self.model, cfg.ema)
         self.opt = make_optimizer(cfg.optimizer, self.model, cfg.lr, cfg.weight_decay)
-        self.step, self.seconds, self.begun, self.before = 0, 0., [], dict(samples=0, seconds=0); self.net = DistributedDataParallel(self.model, broadcast_buffers=False, gradient_as_bucket_view=True) if world() > 1 else self.model
+        self.step, self.seconds, self.begun, self.before = 0, 0., [], dict(samples=0, seconds=0); self.net = _shared(self.model)
 
     def train_step(self, host) -> float:
         "One optimizer step; gives the loss."
