@@ -71,7 +71,7 @@ def shrunk(calib, q, all_, p, true_calib, true, inside, exact_calib, exact, fact
 def main(weights, folder, photos=None, n=4000, held=1000):
     torch.set_num_threads(1); out = dict(date=str(date.today()), cpu=processor())
     model = load_model(weights) if Path(weights).exists() else create_model(weights); calib, val = people_of(folder, 'train', n), people_of(folder, 'val', held)
-    q, maps = predict_poses(model, calib), map_versions(model, val); p = maps['stage 1 maps, dark']; exact_calib, states, _ = known_people(calib); f = fit_finish(calib, q, exact=exact_calib); true_calib = holds(exact_calib, states)
+    q, maps = predict_poses(model, calib), map_versions(model, val); p = maps[f"stage 1 maps, {model.spec.codec['decode_mode']}"]; exact_calib, states, _ = known_people(calib); f = fit_finish(calib, q, exact=exact_calib); true_calib = holds(exact_calib, states)
     meaning = fit_facts(calib, recalibrated(q, f.calibrator), true=true_calib, name='posellm-synth-s')
     for part in (f.calibrator, meaning.trust.near): part.fitted_on = dict(people=len(calib), data='synth-v1 train')
     f.visibility.fitted_on = meaning.sure.fitted_on = dict(people=len(calib), data='synth-v1 train')
