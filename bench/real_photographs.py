@@ -25,6 +25,7 @@ from posellm.data.coco import load_data
 from posellm.metrics.ap import evaluate
 from posellm.metrics.stats import bootstrap, paired_bootstrap, smallest_detectable
 from posellm.models.weights import embedded
+from posellm.models.zoo import entry
 from posellm.pose.poses import Poses
 from posellm.stages.data import synth_folder
 from posellm.stages.stage1 import start_model
@@ -83,17 +84,17 @@ def main():
     weights = embedded(a.pretrained); mark = sha256(weights)[:8] if weights else ''.join(c if c.isalnum() else '-' for c in a.pretrained)[-40:]
     kept = runs_root() / 'from_scratch' / folder.name; # its name says what generated people it holds
     kept.mkdir(parents=True, exist_ok=True); aug = Augment() if a.strong else SHORT; how = f'{a.steps}{"s" if a.strong else ""}{"" if a.optimizer == "adamw" else f"-{a.optimizer}"}'
-    twenty = first_images(parts['train'], 20)
-    over = judged(kept, f'overfit-{a.overfit_steps}', twenty, False, lambda: train(twenty, None, a.overfit_steps, RATE['scratch'], 0, Augment.none()))
+    reading = entry('posellm-s').codec['decode_mode']; twenty = first_images(parts['train'], 20) # maps that are read in another way are other results
+    over = judged(kept, f'overfit-{a.overfit_steps}-{reading}', twenty, False, lambda: train(twenty, None, a.overfit_steps, RATE['scratch'], 0, Augment.none()))
     rows = {('zero-shot', '-'): judged(kept, f'zero-{mark}', parts['val'], True, lambda: train(parts['train'], a.pretrained, 0, 0, 0, aug))}
     for seed in range(a.seeds):
         rows['fine-tuned', seed] = judged(kept, f'tuned-{mark}-{how}-{seed}', parts['val'], True, lambda: train(parts['train'], a.pretrained, a.steps, RATE['tuned'], seed, aug, a.optimizer))
-        rows['scratch', seed] = judged(kept, f'scratch-{how}-{seed}', parts['val'], True, lambda: train(parts['train'], None, a.steps, RATE['scratch'], seed, aug, a.optimizer))
+        rows['scratch', seed] = judged(kept, f'scratch-{how}-{reading}-{seed}', parts['val'], True, lambda: train(parts['train'], None, a.steps, RATE['scratch'], seed, aug, a.optimizer))
     n = {s: int((q.num_keypoints > 0).sum()) for s, q in parts.items()}
     sizes = '' if a.preset == 'cpu' else f' --preset {a.preset}'
     out = [f'# With and without pre-trained weights ({"synth-v1" if name == "synth" else name})', '',
            f'{time.strftime("%Y-%m-%d")}, {processor()}, {torch.get_num_threads()} threads, machine shared with other work, Python {platform.python_version()}. `python bench/real_photographs.py --data {name}{sizes} --pretrained {a.pretrained} --steps {a.steps} --overfit-steps {a.overfit_steps}{f" --optimizer {a.optimizer}" if a.optimizer != "adamw" else ""}`{f" (weights {mark})" if weights else ""}', '',
-           'AP is COCO\'s (OKS .50:.95), ground-truth boxes, flip test (but where said), network `posellm-s` at 128x96. Intervals: 95 %, bootstrap over images, 1,000 resamples.', '',
+           f'AP is COCO\'s (OKS .50:.95), ground-truth boxes, flip test (but where said), network `posellm-s` at 128x96, maps read by `{reading}`. Intervals: 95 %, bootstrap over images, 1,000 resamples.', '',
            '## Can it learn at all?', '', f'20 images ({int((twenty.num_keypoints > 0).sum())} people), {a.overfit_steps} steps of {BATCH} without augmentation and flip test, {over.seconds:.0f} s: AP on those same people (role: train) **{over.stats["AP"]:.3f}**.', '',
            '## What the weights are worth', '', f'Train part {n["train"]} people, {a.steps} steps of {BATCH}, {dict(adamw="AdamW", muon="Muon")[a.optimizer]}, learning rate {RATE["tuned"]:g} from the weights and {RATE["scratch"]:g} from nothing, {"full" if a.strong else "short-run"} augmentation; val part {n["val"]} people in {len(parts["val"].images)} images; last weights, nothing chosen on val.', '', *table(rows, a.seeds)]
     file = Path(a.out or f'bench/results/{"synth_scratch" if name == "synth" else "real_photographs"}.md'); file.parent.mkdir(parents=True, exist_ok=True); file.write_text('\n'.join(out) + '\n'); print('\n'.join(out))
