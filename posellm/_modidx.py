@@ -305,6 +305,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'posellm.core.files.nan_again': ('core/files.html#nan_again', 'posellm/core/files.py'),
                                     'posellm.core.files.need_space': ('core/files.html#need_space', 'posellm/core/files.py'),
                                     'posellm.core.files.no_nan': ('core/files.html#no_nan', 'posellm/core/files.py'),
+                                    'posellm.core.files.plain_stem': ('core/files.html#plain_stem', 'posellm/core/files.py'),
                                     'posellm.core.files.read_json': ('core/files.html#read_json', 'posellm/core/files.py'),
                                     'posellm.core.files.sha256': ('core/files.html#sha256', 'posellm/core/files.py'),
                                     'posellm.core.files.sweep': ('core/files.html#sweep', 'posellm/core/files.py'),

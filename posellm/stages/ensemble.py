@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import PoseError
-from ..core.files import read_json, write_json
+from ..core.files import plain_stem, read_json, write_json
 from ..core.log import log
 from ..core.run import Run
 from ..data.guard import record_use
@@ -102,7 +102,7 @@ def _leave(run, c, stacks, data, seed, speed, nets):
     plan = {**{f'best member ({m})': f'best member ({m})'}, **{k: k for k in ('uniform',) if k in c.fusers and k != c.chosen}, 'fused': c.chosen}
     for i, (label, key) in enumerate(plan.items()):
         for split, role in (('val', 'heldout'), ('calib', 'calibration')):
-            s = stacks[split]; p = c.fusers[key](s.only([m]) if i == 0 else s); file = f"results_{label.split(' (')[0].replace(' ', '_')}_{split}.json"; p.save(run.dir/file)
+            s = stacks[split]; p = c.fusers[key](s.only([m]) if i == 0 else s); file = f"results_{plain_stem(label.split(' (')[0])}_{split}.json"; p.save(run.dir/file)
             rows.append(dict(row=label, results=file, truth=f'../00_data/{split}.json', data=data, split=split, role=role, boxes='ground truth', seed=seed, train_seconds=0, people_per_s=round(speed.get(m, 0.) if i == 0 else rate, 1), params=params,
                              settings=dict(rule=c.fusers[key].rule, members=list(s.names) if i else [m])))
     for split, s in stacks.items():

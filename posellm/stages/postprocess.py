@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.files import nan_again, no_nan, read_json, write_json
+from ..core.files import nan_again, no_nan, plain_stem, read_json, write_json
 from ..core.log import log
 from ..core.paths import assets
 from ..core.errors import PoseError
@@ -209,7 +209,7 @@ def leave(run:Run, cfg, got, f, meaning, versions, first, steps, judged, seed:in
         else: (run.dir/name).unlink(missing_ok=True)
     base, rows = got['val'][2], []
     def row(name, p, split, role, **more):
-        file = f"results_{name.replace(' ', '_').replace(',', '')}_{split}.json"; p.save(run.dir/file)
+        file = f"results_{plain_stem(name)}_{split}.json"; p.save(run.dir/file)
         rows.append(dict(row=name, results=file, truth=f'../00_data/{split}.json', data=base['data'], split=split, role=role, boxes=base['boxes'], seed=seed, train_seconds=0, people_per_s=base.get('people_per_s'), params=base.get('params'), settings=dict(after=f"{base['stage']}: {base['row']}"), **more))
     if 'calib' in got: row('post-processed', finish(got['calib'][1], f), 'calib', 'calibration')
     for name, p in first.items(): row(name, p, 'val', 'heldout', series='readings of the maps of stage 1')
