@@ -70,7 +70,8 @@ def table(rows, seeds):
     for a, b in (('scratch', 'fine-tuned'), ('zero-shot', 'fine-tuned')):
         diffs = [paired_bootstrap(rows[a, s if a == 'scratch' else '-'], rows[b, s]) for s in range(seeds)]
         value, (lo, hi) = np.mean([d.value for d in diffs]), np.quantile(np.mean([d.samples for d in diffs], 0), (.025, .975))
-        out += ['', f'{b} minus {a}, mean of {seeds} seeds on the same resampled images: **{value:+.3f}** ({lo:+.3f} to {hi:+.3f}); by seed {", ".join(f"{d.value:+.3f}" for d in diffs)} (spread of the seeds {np.std([d.value for d in diffs], ddof=1) if seeds > 1 else float("nan"):.3f}).']
+        each = f'mean of {seeds} seeds on the same resampled images' if seeds > 1 else 'one seed, on the same resampled images'; spread = f'; by seed {", ".join(f"{d.value:+.3f}" for d in diffs)} (spread of the seeds {np.std([d.value for d in diffs], ddof=1):.3f})' if seeds > 1 else ''
+        out += ['', f'{b} minus {a}, {each}: **{value:+.3f}** ({lo:+.3f} to {hi:+.3f}){spread}.']
     return out + ['', f'Smallest difference this val part shows in four of five repetitions (paired, 5 % level): {smallest_detectable(diffs[0]):.3f} AP.']
 
 
@@ -93,7 +94,7 @@ def main():
     n = {s: int((q.num_keypoints > 0).sum()) for s, q in parts.items()}
     sizes = '' if a.preset == 'cpu' else f' --preset {a.preset}'
     out = [f'# With and without pre-trained weights ({"synth-v1" if name == "synth" else name})', '',
-           f'{time.strftime("%Y-%m-%d")}, {processor()}, {torch.get_num_threads()} threads, machine shared with other work, Python {platform.python_version()}. `python bench/real_photographs.py --data {name}{sizes} --pretrained {a.pretrained} --steps {a.steps} --overfit-steps {a.overfit_steps}{f" --optimizer {a.optimizer}" if a.optimizer != "adamw" else ""}`{f" (weights {mark})" if weights else ""}', '',
+           f'{time.strftime("%Y-%m-%d")}, {processor()}, {torch.get_num_threads()} threads, machine shared with other work, Python {platform.python_version()}. `python bench/real_photographs.py --data {name}{sizes} --pretrained {a.pretrained} --steps {a.steps} --overfit-steps {a.overfit_steps}{f" --seeds {a.seeds}" if a.seeds != 3 else ""}{f" --optimizer {a.optimizer}" if a.optimizer != "adamw" else ""}`{f" (weights {mark})" if weights else ""}', '',
            f'AP is COCO\'s (OKS .50:.95), ground-truth boxes, flip test (but where said), network `posellm-s` at 128x96, maps read by `{reading}`. Intervals: 95 %, bootstrap over images, 1,000 resamples.', '',
            '## Can it learn at all?', '', f'20 images ({int((twenty.num_keypoints > 0).sum())} people), {a.overfit_steps} steps of {BATCH} without augmentation and flip test, {over.seconds:.0f} s: AP on those same people (role: train) **{over.stats["AP"]:.3f}**.', '',
            '## What the weights are worth', '', f'Train part {n["train"]} people, {a.steps} steps of {BATCH}, {dict(adamw="AdamW", muon="Muon")[a.optimizer]}, learning rate {RATE["tuned"]:g} from the weights and {RATE["scratch"]:g} from nothing, {"full" if a.strong else "short-run"} augmentation; val part {n["val"]} people in {len(parts["val"].images)} images; last weights, nothing chosen on val.', '', *table(rows, a.seeds)]
