@@ -12,6 +12,7 @@ from posellm.app.cli import call
 from posellm.app.estimator import Estimator
 from posellm.app.gallery import save_results
 from posellm.core.errors import PoseError
+from posellm.core.files import write_json
 from posellm.core.http import Drop, Gone
 from posellm.explain.client import post_json
 from posellm.models.zoo import create_model
@@ -75,6 +76,16 @@ def test_what_is_finished_is_kept(given, person, end):
     with pytest.raises(end): save_results(broken_off(), given/'out')
     there = contents(given/'out'); assert len(json.loads(there['people.json'])) == len(json.loads(there['images.json'])) == 2 and there['gallery.html'].count(b'<article') == 2 and b'alt="1 person: ' in there['gallery.html']
     assert save_results([person], given/'out')['images'] == 1 # the folder is one of ours
+
+
+@pytest.mark.parametrize('written', [1, 2])
+def test_whoever_is_stopped_between_the_files_may_go_on(given, person, written, monkeypatch):
+    names = []
+    def some(path, *a, **kw):
+        if len(names) == written: raise KeyboardInterrupt
+        names.append(path.name); write_json(path, *a, **kw)
+    with monkeypatch.context() as m: m.setattr('posellm.app.gallery.write_json', some); pytest.raises(KeyboardInterrupt, save_results, [person], given/'out')
+    assert len(names) == written and save_results([person], given/'out')['images'] == 1
 
 
 def test_a_kill_between_the_files_leaves_a_folder_that_is_known(given, person):

@@ -190,13 +190,14 @@ class ShardFeed(Feed):
         s.people = SimpleNamespace(xy=take('xy').astype(float), labelled=on, skeleton=self.spec.skeleton); s.pixels = take('pixels')
         return self.views(s, np.arange(len(rows)), np.full(len(rows), step*world() + rank()))
 
-# %% ../../nbs/train/09_pretrain.ipynb #726a1dfc
+# %% ../../nbs/train/09_pretrain.ipynb #5a1dc0e3
 def _shared(model): # by all processes; each keeps batch statistics of its own
     if world() == 1: return model
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', FutureWarning) # what newer versions of torch offer in its place the older ones do not know
         return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
+# %% ../../nbs/train/09_pretrain.ipynb #726a1dfc
 class Pretraining:
     "A pre-training run: network, average, optimizer and how far they have come."
     def __init__(self, cfg, folder, shard_folder=None, workers:int=1, device='auto'):
