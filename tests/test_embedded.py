@@ -27,7 +27,7 @@ def test_small_and_described():
 
 def test_found_by_name_wherever_weights_are_asked_for():
     net = create_model(NAME)
-    assert find_weights(NAME) == FILE and net.spec.input_hw == (128, 96) and all(p.dtype == torch.float32 for p in net.parameters())
+    assert find_weights(NAME) == FILE and net.spec.input_hw == tuple(read_info(FILE)['spec']['input_hw']) and all(p.dtype == torch.float32 for p in net.parameters())
     other = create_model('posellm-s', weights=NAME)
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), other.state_dict().values()))
 
@@ -36,5 +36,5 @@ def test_of_use_at_once(tmp_path):
     "On people that it never saw it is far from what chance gives; random weights get nothing."
     val = load_data(write_synth(tmp_path, 0, 40, 0, seed=5), 'val')
     who = val[val.num_keypoints > 0]
-    ap = {name: evaluate(val, predict_poses(create_model('posellm-s', input_hw=(128, 96), weights=w), who)).stats['AP'] for name, w in (('embedded', NAME), ('random', None))}
+    ap = {name: evaluate(val, predict_poses(create_model('posellm-s', input_hw=create_model(NAME).spec.input_hw, weights=w), who)).stats['AP'] for name, w in (('embedded', NAME), ('random', None))}
     assert ap['embedded'] > .25 > .01 >= ap['random'], ap

@@ -45,8 +45,8 @@ def with_everybody(folder, split, people): # those without keypoints too: COCO's
 
 def mirrored_images(model, people, finishing, meaning):
     "Shares of facts that mirror images exchange: of predictions, of labels, of mirrored predictions. Both ways read the whole picture: a JPEG decoded at half its size has other pixels than its mirror image."
-    pred = predict_poses(model, people, flip=True, read=read_record)
-    turned = predict_poses(model, mirror_poses(people), flip=True, read=lambda rec: np.ascontiguousarray(read_record(rec)[:, ::-1]))
+    pred = predict_poses(model, people, flip=True, draws=True, read=read_record)
+    turned = predict_poses(model, mirror_poses(people), flip=True, draws=True, read=lambda rec: np.ascontiguousarray(read_record(rec)[:, ::-1]))
     done, said = recalibrated(pred, finishing.calibrator), lambda p: find_facts(p, meaning)
     return dict(people=len(people), images=exchanged(said(done), said(recalibrated(turned, finishing.calibrator))), labels=exchanged(find_facts(people, noise=0.), find_facts(mirror_poses(people), noise=0.)), poses=exchanged(said(done), said(mirror_poses(done))))
 
@@ -60,8 +60,11 @@ def limits(facts, true, inside):
 
 
 def shrunk(calib, q, all_, p, true_calib, true, inside, exact_calib, exact, factors=(1, .6, .4, .25, .15)):
-    "The same predictions with their errors made smaller, confidences kept: a simulation, not a network."
-    out, pull = [], lambda pred, e, f: replace(pred, xy=np.where(np.isfinite(e), e + f * (pred.xy - e), pred.xy))
+    "The same predictions with their errors made smaller, confidences kept and draws with them: a simulation, not a network."
+    def pull(pred, e, f):
+        near = lambda x, e: np.where(np.isfinite(e), e + f * (x - e), x)
+        return replace(pred, xy=near(pred.xy, e), draws=None if pred.draws is None else near(pred.draws, e[:, :, None]).astype(np.float32))
+    out = []
     for f in factors:
         a, b = pull(q, exact_calib, f), pull(p, exact, f); fin = fit_finish(calib, a); m = fit_facts(calib, recalibrated(a, fin.calibrator), true=true_calib)
         row = count(find_facts(recalibrated(b, fin.calibrator), m).stated, true, inside).table()[0]; out.append(dict(errors=f, ap=evaluate(all_, b).stats['AP'], precision=row['precision'], recall=row['recall']))
@@ -71,7 +74,7 @@ def shrunk(calib, q, all_, p, true_calib, true, inside, exact_calib, exact, fact
 def main(weights, folder, photos=None, n=4000, held=1000):
     torch.set_num_threads(1); out = dict(date=str(date.today()), cpu=processor())
     model = load_model(weights) if Path(weights).exists() else create_model(weights); calib, val = people_of(folder, 'train', n), people_of(folder, 'val', held)
-    q, maps = predict_poses(model, calib), map_versions(model, val); p = maps[f"stage 1 maps, {model.spec.codec['decode_mode']}"]; exact_calib, states, _ = known_people(calib); f = fit_finish(calib, q, exact=exact_calib); true_calib = holds(exact_calib, states)
+    q, maps = predict_poses(model, calib, draws=True), map_versions(model, val); p = maps[f"stage 1 maps, {model.spec.codec['decode_mode']}"]; exact_calib, states, _ = known_people(calib); f = fit_finish(calib, q, exact=exact_calib); true_calib = holds(exact_calib, states)
     meaning = fit_facts(calib, recalibrated(q, f.calibrator), true=true_calib, name='posellm-synth-s')
     for part in (f.calibrator, meaning.trust.near): part.fitted_on = dict(people=len(calib), data='synth-v1 train')
     f.visibility.fitted_on = meaning.sure.fitted_on = dict(people=len(calib), data='synth-v1 train')

@@ -192,7 +192,7 @@ def _answered(self:Estimator, people, image, box_score): # Poses, (N,) bool of w
     from posellm.metrics.calibration import recalibrated
     from posellm.metrics.oks import oks_nms_index
     from posellm.train.predict import predict_poses
-    look = dict(device=self.device, read=lambda rec: image, workers=0); p, routed = predict_poses(self.model, people, flip=self.flip, **look), None
+    look = dict(device=self.device, read=lambda rec: image, workers=0); p, routed = predict_poses(self.model, people, flip=self.flip, draws=True, **look), None
     if self.finish is None: return p, None
     p = recalibrated(p, self.finish.calibrator)
     if self.second: p, routed = self.second(p, people, **look)

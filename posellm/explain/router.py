@@ -157,7 +157,8 @@ def mixed(one:Poses, two:Poses, routed) -> Poses: # two: answers for everybody, 
         a, b = getattr(one, name), getattr(src, name)
         if a is None or b is None: return None
         a = np.array(a); a[at] = b; return a
-    return replace(one, **{k: put(k) for k in ('xy', 'conf', 'score', 'cov')}, info=dict(one.info, routed=routed.tolist()))
+    draws = one.draws if one.draws is None or src.draws is not None else np.where(routed[:, None, None, None], np.nan, one.draws) # those of the fast answer say nothing of the slow one
+    return replace(one, draws=draws if src.draws is None else put('draws'), **{k: put(k) for k in ('xy', 'conf', 'score', 'cov')}, info=dict(one.info, routed=routed.tolist()))
 
 @dataclass
 class Budget:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 import torch
 from ..core.errors import PoseError, unknown
+from .draws import draw_places
 from .geometry import stride
 from .heatmap import VARIANTS, dark_offset, encode_heatmaps, expected_peaks, peaks, quarter_offset
 
@@ -88,6 +89,16 @@ class Codec:
     ) -> tuple:  # xy_crop (B,K,2), conf (B,K), float32
         "Coordinates and peak heights; the height is the top of the map as given, not of a blurred one, also where the coordinates are elsewhere."
         return decode(self, maps)
+
+    def draw(
+        self,
+        maps,  # (B,K,*map_shape) of one network, or the mean of several
+        flip_perm,  # (K,) the skeleton's flip permutation, or None
+        n: int = 32,  # draws, an even number
+    ) -> torch.Tensor:  # (B,K,n,2) crop pixels
+        "Places drawn from maps that are distributions, as those that are read by `expected` are."
+        if self.decode_mode != "expected": raise PoseError("these maps are no distributions", field="decode", found=self.decode_mode, allowed="expected", todo="draw from maps of a network that was trained with cross-entropy")
+        return draw_places(_maps(self, maps), flip_perm, n) * self._stride(maps)
 
     def merge_flip(self, maps, maps_of_mirrored, flip_perm, shift=None) -> torch.Tensor:
         "Mean of the maps and those of the mirrored crop, turned back."

@@ -36,6 +36,7 @@ class Poses:
     skeleton:Skeleton
     vis:np.ndarray=None # (N,K) int8 0, 1, 2; None for predictions
     cov:np.ndarray=None # (N,K,2,2) px^2
+    draws:np.ndarray=None # (N,K,S,2) image pixels: places drawn from the maps that a network gave, S a keypoint; not written to files
     track_id:np.ndarray=None # (N,) int64
     area_source:str='annotation' # where `area` comes from: 'annotation', 'box*0.53', 'keypoint span', ...
     extra:list=field(default_factory=list) # per person: what else the file carried

@@ -57,7 +57,7 @@ from .state import Ema, averaged, load_checkpoint, save_checkpoint
 class Pretrain:
     "Settings of a pre-training run."
     network:str='posellm-s'
-    input_hw:tuple=(128, 96) # (h,w) pixels
+    input_hw:tuple=(192, 144) # (h,w) pixels
     steps:int=30_000 # optimizer steps in all
     cooldown:float=.25 # share of them in which the rate falls to nothing
     warmup:int=300
@@ -69,7 +69,7 @@ class Pretrain:
     ema:float=.9995
     pictures:int=512 # of a shard; about 1.4 people each
     shard_steps:int=80 # optimizer steps between two shards
-    window:int=60 # shards learned from at a time
+    window:int=30 # shards learned from at a time; 135 MB each in every process
     first:int=6 # shards that must be there before the first step
     margin:float=1.5 # stored region / crop
     coarse:float=.35 # share of people stored as if they had been small in the picture
@@ -318,10 +318,10 @@ def main(argv=None):
     ap.add_argument('--threads', type=int, default=0, help='of torch; 0: all'); ap.add_argument('--batch', type=int, default=Pretrain.batch); ap.add_argument('--lr', type=float, default=Pretrain.lr)
     ap.add_argument('--optimizer', choices=tuple(OPTIMIZERS), default=Pretrain.optimizer); ap.add_argument('--cooldown', type=float, default=Pretrain.cooldown); ap.add_argument('--ema', type=float, default=Pretrain.ema)
     ap.add_argument('--name', default='pretrain'); ap.add_argument('--judge', help='a COCO data set whose val part judges the weights now and then'); ap.add_argument('--every', type=int, default=2000)
-    ap.add_argument('--seed', type=int, default=Pretrain.seed); ap.add_argument('--start', help='last.ckpt of another run to go on from, or weights alone (a run, a file, a name) to begin with'); ap.add_argument('--processes', type=int, default=1, help='that share every batch; on a CPU two with one thread each are faster than one with two'); ap.add_argument('--first', type=int, default=Pretrain.first); ap.add_argument('--shard-steps', type=int, default=Pretrain.shard_steps)
+    ap.add_argument('--seed', type=int, default=Pretrain.seed); ap.add_argument('--start', help='last.ckpt of another run to go on from, or weights alone (a run, a file, a name) to begin with'); ap.add_argument('--processes', type=int, default=1, help='that share every batch; on a CPU two with one thread each are faster than one with two'); ap.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), default=Pretrain.input_hw, help='of the crops, pixels'); ap.add_argument('--first', type=int, default=Pretrain.first); ap.add_argument('--shard-steps', type=int, default=Pretrain.shard_steps)
     a = ap.parse_args(argv); setup_log()
     if a.threads: torch.set_num_threads(a.threads)
-    cfg = Pretrain(steps=a.steps, batch=a.batch, lr=a.lr, optimizer=a.optimizer, cooldown=a.cooldown, ema=a.ema, seed=a.seed, first=a.first, shard_steps=a.shard_steps)
+    cfg = Pretrain(input_hw=tuple(a.size), steps=a.steps, batch=a.batch, lr=a.lr, optimizer=a.optimizer, cooldown=a.cooldown, ema=a.ema, seed=a.seed, first=a.first, shard_steps=a.shard_steps)
     try: side_by_side(a.processes, cfg, runs_root()/a.name, workers=a.workers, judge=a.judge, every=a.every, start=a.start)
     except KeyboardInterrupt as e: raise SystemExit(str(e) or 'stopped') from None
 
