@@ -1,4 +1,4 @@
-"""One training step of the demo's network (posellm-s, 128x96, 32 people): as training makes it on this processor, against plain PyTorch in fp32.
+"""One training step of the demo's network (posellm-s at the size of the preset `cpu`, 32 people): as training makes it on this processor, against plain PyTorch in fp32.
 
 The peer is the same network, loss, learning rate, clipping, AdamW and moving average written as tutorials write them: fp32, default memory layout, default optimizer, an average updated parameter by parameter.
 Both begin with the same uint8 crops and keypoints and end with new weights. They take turns on the same batches; processor time is compared (threads of the pool included), wall time stands beside it.
@@ -24,10 +24,11 @@ from posellm.train.augment import normalise
 from posellm.train.device import keep_pages, pick_device, pick_precision
 from posellm.train.feed import Feed, sources_for
 from posellm.train.fit import Fit, fit
+from posellm.train.hardware import preset
 from posellm.train.loss import get_loss
 from posellm.train.recipe import Phase, recipe
 
-HW, BATCH, LR = (128, 96), 32, 1.5e-3
+HW, BATCH, LR = preset('cpu').input_hw, 32, 1.5e-3
 
 
 def network(seed):
@@ -75,7 +76,7 @@ def roof(rounds=6):
     for _ in range(rounds):
         for kind, t in taken.items():
             a = 0.
-            for n, c, h, w in ((3, 160, 8, 6), (1, 48, 32, 24)):
+            for n, c, h, w in ((3, 160, HW[0] // 16, HW[1] // 16), (1, 48, HW[0] // 4, HW[1] // 4)):
                 layout = torch.channels_last if kind == torch.bfloat16 else torch.contiguous_format
                 x, k = (torch.randn(*s).to(kind).to(memory_format=layout).requires_grad_() for s in ((BATCH, c, h, w), (c, c, 3, 3)))
                 b = time.process_time(); y = torch.nn.functional.conv2d(x, k, None, 1, 1); y.backward(y.detach()); a += n*(time.process_time() - b)

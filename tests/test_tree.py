@@ -23,7 +23,7 @@ ALLOWED['stages'] = set(ALLOWED) | {'stages'}
 ALLOWED['app'] = ALLOWED['stages'] | {'app'}
 TOP = {'', '_modidx'}                                    # posellm/__init__.py names modules only to load them late
 NO_TORCH = {'core', 'metrics', 'explain'}
-NO_TORCH_BUT = {'pose': {'codec', 'heatmap'}}
+NO_TORCH_BUT = {'pose': {'codec', 'draws', 'heatmap'}}
 
 
 def notebooks(): return sorted(p for p in ROOT.glob('nbs/**/*.ipynb') if not any(part.startswith(('.', '_')) for part in p.relative_to(ROOT).parts))
