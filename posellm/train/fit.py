@@ -17,7 +17,7 @@ import torch
 from fastcore.basics import patch
 
 from ..core.errors import PoseError
-from ..core.files import sweep
+from ..core.files import sweep, write_atomic
 from ..core.log import Progress, log
 from ..core.rng import rng
 from ..data.crops import prefetch
@@ -168,12 +168,13 @@ def validate(self:Fit, flip:bool, on=None) -> tuple: # dict(ap, val_loss, stats,
 
 # %% ../../nbs/train/08_fit.ipynb #60e80b5d
 @patch
-def add_row(self:Fit, name:str):
-    "Rows of the table: the present weights on each reported part; results go into the run folder."
+def add_row(self:Fit, name:str, like:str=None):
+    "Rows of the table: the present weights on each reported part; results go into the run folder. `like`: a row of the same weights, which need not be asked again."
     for split, on in self.reports.items():
-        d, pred = self.validate(self.flips, on)
+        same = next((r for r in self.rows if r['row'] == like and r['split'] == split), None)
+        d, pred = self.validate(self.flips, on) if same is None else ({k: same[k] for k in ('ap', 'val_loss', 'stats', 'people_per_s')}, None)
         row = dict(row=name, split=split, step=self.step, train_seconds=self.seconds, flip=self.flips, results=f'results_{name}.json' if split == 'val' else f'results_{name}_{split}.json', **d)
-        if self.dir is not None: pred.save(self.dir/row['results'])
+        if self.dir is not None: pred.save(self.dir/row['results']) if pred is not None else write_atomic(self.dir/row['results'], (self.dir/same['results']).read_text(encoding='utf8'))
         self.rows.append(row)
         log('train').info(f'{name}, {split}: AP (OKS .50:.95, {len(on.people)} people, ground-truth boxes, {"with" if self.flips else "no"} flip test) {d["ap"]:.3f}')
 
@@ -264,5 +265,5 @@ def run_fit(job, resume:bool=False) -> History: # job: Fit, or a kin of it with 
         with closing(Journal(job.dir, job.cfg.loggers, job.history, job.step, deciding(job.cfg))) as journal: job.loop(journal, stop)
         if job.val is not None and job.step and job.best['step'] == 0: log('train').warning(f'no check in {job.step} steps was better than the start, whose weights are kept')
         job.restore_best(); last = job.cfg.phases[-1].name
-        if not any(r['row'] == last for r in job.rows): job.ema = None; job.add_row(last)
+        if not any(r['row'] == last for r in job.rows): job.ema = None; job.add_row(last, 'unchanged' if job.val is not None and job.best['step'] == 0 else None)
     return History(job.rows, job.history, {k: v for k, v in (job.best or {}).items() if k != 'rank'}, job.seconds, job.step, peak_mib(job.device), job.stopped)
