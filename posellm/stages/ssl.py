@@ -34,7 +34,7 @@ from ..viz.brake import plot_brake
 from ..viz.canvas import to_png
 
 # %% ../../nbs/02_ssl.ipynb #de93fa2d
-SIZES = dict(tiny=(24, 12, 6), cpu=(800, 200, 24), mps=(800, 1000, 1500)) # labelled people, unlabelled images, steps
+SIZES = dict(tiny=(24, 12, 6), cpu=(800, 200, 15), mps=(800, 1000, 1500)) # labelled people, unlabelled images, steps
 REAL, PASSES = (800, 5000), 30 # cards; passes over the unlabelled people
 
 def ssl_settings(

@@ -67,7 +67,7 @@ def _check(p):
 _TABLE = dict(
     tiny=dict(device='cpu', model='posellm-s', weights=None, input_hw=(96, 72), batch=8, precision='fp32', workers=1, recipe='small', steps=(2, 6), lr=(1e-3, 2e-3),
               n_train=48, n_val=24, n_calib=16, n_unlabeled=12, n_show=6, source='for tests'),
-    cpu=dict(device='cpu', model='posellm-s', weights='posellm-synth-s', input_hw=(192, 144), batch=32, workers=1, recipe='small', steps=(10, 110), lr=(1e-3, 5e-4), val_every=4.,
+    cpu=dict(device='cpu', model='posellm-s', weights='posellm-synth-s', input_hw=(192, 144), batch=32, workers=1, recipe='small', steps=(10, 80), lr=(1e-3, 5e-4), val_every=4.,
              n_train=800, n_val=1_000, n_calib=400, n_unlabeled=200, source='measured (2 cores of an AMD EPYC without bf16, 2026-12-01): about 0.7 s a step; with 800 people more steps only learn them by heart'),
     mps=dict(device='mps', model='simplebaseline50', precision='fp32', workers=2, recipe='small', n_train=5_000, n_val=1_000, n_unlabeled=1_000),
     gtx1650=dict(vram_gib=4., input_hw=(384, 288), batch=2, accumulate=16, precision='fp16', workers=2),
