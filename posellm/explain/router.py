@@ -153,12 +153,11 @@ def mixed(one:Poses, two:Poses, routed) -> Poses: # two: answers for everybody, 
     "The slow answer where `routed`, else the fast one."
     routed = np.asarray(routed, bool); at = np.flatnonzero(routed); src = two[at] if len(two) == len(one) else two
     if len(src) != len(at) or not np.array_equal(src.image_id, one.image_id[at]): raise PoseError('System 2 must answer for the people it was given, in their order', field='two', found=f'{len(src)} people', allowed=f'{len(at)}')
-    def put(name):
-        a, b = getattr(one, name), getattr(src, name)
+    def put(name, instead=None): # instead: of what the slow answer lacks; None: then nobody has it
+        a, b = getattr(one, name), getattr(src, name); b = instead if b is None else b
         if a is None or b is None: return None
         a = np.array(a); a[at] = b; return a
-    draws = one.draws if one.draws is None or src.draws is not None else np.where(routed[:, None, None, None], np.nan, one.draws) # those of the fast answer say nothing of the slow one
-    return replace(one, draws=draws if src.draws is None else put('draws'), **{k: put(k) for k in ('xy', 'conf', 'score', 'cov')}, info=dict(one.info, routed=routed.tolist()))
+    return replace(one, draws=put('draws', np.nan), **{k: put(k) for k in ('xy', 'conf', 'score', 'cov')}, info=dict(one.info, routed=routed.tolist()))
 
 @dataclass
 class Budget:

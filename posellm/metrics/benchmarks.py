@@ -50,7 +50,7 @@ def take_part(poses:Poses, part:str) -> Poses:
     a, b = body_parts[part]; s = poses.skeleton; flags = [(e or {}).get(f'{part}_valid', True) for e in poses.extra] if poses.extra else [True]*len(poses)
     own = Skeleton(f'{s.name} {part}', s.keypoints[a:b], sigmas=get_sigmas(s)[a:b]) # one hand has no mirror partner
     n = poses.num_keypoints if part in ('body', 'whole') else np.where(flags, (poses.labelled[:, a:b]).sum(1), 0)
-    return replace(poses, xy=poses.xy[:, a:b], conf=poses.conf[:, a:b], vis=None if poses.vis is None else poses.vis[:, a:b], cov=None, draws=None, num_keypoints=n, skeleton=own)
+    return poses.moved(poses.xy[:, a:b], conf=poses.conf[:, a:b], vis=None if poses.vis is None else poses.vis[:, a:b], num_keypoints=n, skeleton=own)
 
 def whole_body_numbers(truth:Poses, pred:Poses) -> dict: # part -> AP, AR; -1 where nobody has the part
     "AP and AR of body, foot, face, hands and everything."

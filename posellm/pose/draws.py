@@ -11,6 +11,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from ..core.errors import PoseError
+
 # %% ../../nbs/pose/02b_draws.ipynb #d4a70007
 @lru_cache(16)
 def draw_table(
@@ -18,6 +20,7 @@ def draw_table(
     n:int=32, # draws, an even number
 ) -> np.ndarray: # (K,n,2) in 0..1, for x and y
     "The fixed numbers behind the draws."
+    if n < 2 or n % 2: raise PoseError('draws come in pairs, one for either side of the mirror', field='n', found=n, allowed='an even number, 2 or more', todo='32 is usual')
     g, K, h = np.random.default_rng(0), len(flip), n//2
     a = (g.permuted(np.tile(np.arange(h), (2, K, 1)), axis=2) + g.random((2, K, h))).transpose(1, 2, 0)/h; b = a[np.array(flip)]
     return np.concatenate([a, np.stack([1 - b[..., 0], b[..., 1]], -1)], 1)

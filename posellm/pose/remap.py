@@ -59,4 +59,4 @@ def to_skeleton(
     pick = lambda a, empty=0: None if a is None else np.where(on.reshape(1, -1, *[1]*(a.ndim - 2)), a[:, m.take], np.array(empty, a.dtype))
     vis = pick(poses.vis); conf = pick(poses.conf)
     n = (vis > 0).sum(1) if vis is not None else np.full(len(poses), int(on.sum()))
-    return replace(poses, xy=pick(poses.xy), conf=conf, vis=vis, cov=pick(poses.cov), draws=None, num_keypoints=n.astype(np.int64), skeleton=m.target, info={k: v for k, v in poses.info.items() if k != 'categories'}), m
+    return poses.moved(pick(poses.xy), pick(poses.cov), conf=conf, vis=vis, num_keypoints=n.astype(np.int64), skeleton=m.target, info={k: v for k, v in poses.info.items() if k != 'categories'}), m

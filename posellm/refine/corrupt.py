@@ -138,7 +138,7 @@ def corrupt(
     if len(i): xy[i, k] = _missed(poses, em, i, k, unit, places, r)
     xy = np.where(on[..., None], xy, poses.bbox[:, None, :2] + r.random((N, K, 2))*poses.bbox[:, None, 2:]); kind = np.where(on, kind, 5)
     conf = confidences(kind, em, r); conf = np.where(on | (r.random((N, K)) < ghosts), conf, 0.)
-    return replace(poses, xy=xy, conf=conf, vis=None, cov=None, draws=None, score=conf.mean(1), num_keypoints=np.full(N, K), extra=[], info={}, file=None), kind
+    return poses.moved(xy, conf=conf, vis=None, score=conf.mean(1), num_keypoints=np.full(N, K), extra=[], info={}, file=None), kind
 
 def confidences(kind, em:ErrorModel, r): # (N,K)
     "A confidence for every keypoint, drawn from what the network said about its kind."

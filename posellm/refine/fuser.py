@@ -45,7 +45,7 @@ def as_poses(stack:Stack, f:Fused, spread:Spread=None) -> Poses:
     middle = np.where(have.any(1)[:, None], middle, stack.people.bbox[:, :2] + stack.people.bbox[:, 2:]/2)
     conf = np.where(have, f.conf, 0.) if spread is None else spread.conf(f, stack.size); found = stack.on.any(2).mean(0)
     # a person that some members did not see is less sure to be one
-    return replace(stack.people, xy=np.where(have[..., None], f.xy, middle[:, None]), conf=conf, cov=None if spread is None else spread.cov(f, stack.size, conf), draws=None, score=conf.mean(1)*found, vis=None, extra=[], info={})
+    return stack.people.moved(np.where(have[..., None], f.xy, middle[:, None]), None if spread is None else spread.cov(f, stack.size, conf), conf=conf, score=conf.mean(1)*found, vis=None, extra=[], info={})
 
 # %% ../../nbs/refine/04_fuser.ipynb #ecf613a4
 ORDER = ('best', 'uniform', 'median', 'confidence', 'keypoint', 'covariance', 'precision', 'maps') # simpler ones first

@@ -167,4 +167,4 @@ def on_keypoints(poses:Poses, skeleton) -> Poses: # the poses with these keypoin
     if miss: raise PoseError('the people lack a keypoint of the other skeleton', file=poses.file, field='skeleton', found=poses.skeleton.name, allowed=f'with {miss[0]}', todo='convert to one skeleton first')
     i = [lower.index(k.lower()) for k in skeleton.keypoints]; cut = lambda a: None if a is None else a[:, i]
     vis = cut(poses.vis)
-    return replace(poses, xy=cut(poses.xy), conf=cut(poses.conf), vis=vis, cov=cut(poses.cov), draws=None, skeleton=skeleton, num_keypoints=poses.num_keypoints if vis is None else (vis > 0).sum(1))
+    return poses.moved(cut(poses.xy), cut(poses.cov), conf=cut(poses.conf), vis=vis, skeleton=skeleton, num_keypoints=poses.num_keypoints if vis is None else (vis > 0).sum(1))

@@ -97,7 +97,7 @@ def refine(
     e_o, e_p = prior.gate.expectations(poses, r.xy, r.correct, r.trust, frame, r.worth); v = np.where(gone[..., None], 0, poses.xy - r.xy); moved = prior.gate.opens(e_o, e_p, gone, np.sqrt(v[..., 0]**2 + v[..., 1]**2)/unit)
     e = np.where(moved, e_p, e_o)
     xy = np.where(moved[..., None], r.xy, poses.xy); conf = np.where(moved, e_p, poses.conf)
-    out = replace(poses, xy=xy, conf=e if rescore else conf, cov=cov_from_expected(e, unit), draws=None, score=e.mean(1) if rescore else poses.score)
+    out = poses.moved(xy, cov_from_expected(e, unit), conf=e if rescore else conf, score=e.mean(1) if rescore else poses.score)
     return Refined(out, moved, _why(moved, gone, e_o, exchanged), e_o, e_p, r, exchanged)
 
 # %% ../../nbs/refine/25_prior.ipynb #20886eab

@@ -38,7 +38,7 @@ def exchange(poses:Poses, pairs) -> tuple: # pairs (N,P) bool -> (Poses, (N,K) b
     "Left and right of these pairs exchanged, with their confidences."
     p, flip = side_pairs(poses.skeleton), poses.skeleton.flip; k = np.zeros(poses.xy.shape[:2], bool); k[:, p[:, 0]] = pairs; k[:, p[:, 1]] = pairs
     cov = None if poses.cov is None else np.where(k[..., None, None], poses.cov[:, flip], poses.cov)
-    return replace(poses, xy=np.where(k[..., None], poses.xy[:, flip], poses.xy), conf=np.where(k, poses.conf[:, flip], poses.conf), cov=cov, draws=None), k
+    return poses.moved(np.where(k[..., None], poses.xy[:, flip], poses.xy), cov, conf=np.where(k, poses.conf[:, flip], poses.conf)), k
 
 # %% ../../nbs/refine/29_sides.ipynb #6f4e351a
 class SideNet(nn.Module):

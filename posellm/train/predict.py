@@ -88,7 +88,7 @@ def _drawn(codec, maps, perm, M): # (B,K,S,2) image pixels
 
 def _answer(people, rows, xy, conf): # predictions, in the order of the people
     order = np.argsort(rows); kept = people[rows[order]]
-    p = replace(kept, xy=xy[order], conf=conf[order], vis=None, cov=None, num_keypoints=np.full(len(rows), kept.K), area=kept.bbox[:, 2]*kept.bbox[:, 3], area_source='box',
+    p = kept.moved(xy[order], conf=conf[order], vis=None, num_keypoints=np.full(len(rows), kept.K), area=kept.bbox[:, 2]*kept.bbox[:, 3], area_source='box',
                 extra=[], file=None, info={})
     return rescore(p)
 
@@ -128,9 +128,9 @@ def _collect(people, got, codec, return_maps, info): # join the batches
     if not got and len(people): raise PoseError('no image of these people could be read', file=people.file, field='images', found=f'{len(people)} people', todo='check the image folder')
     K = people.K
     rows, xy, conf = (np.concatenate([g[i] for g in got]) if got else e for i, e in enumerate((np.zeros(0, int), np.zeros((0, K, 2)), np.zeros((0, K)))))
-    pred = _answer(people, rows, xy, conf); pred.draws = np.concatenate([g[5] for g in got])[np.argsort(rows)] if got and got[0][5] is not None else None
+    order = np.argsort(rows); pred = _answer(people, rows, xy, conf); pred.draws = np.concatenate([g[5] for g in got])[order] if got and got[0][5] is not None else None
     pred.info.update(info, people_per_s=len(rows)/max(info['seconds'], 1e-9))
     if not return_maps: return pred
-    order = np.argsort(rows); H, W = codec.heatmap_hw
+    H, W = codec.heatmap_hw
     M, heat = (np.concatenate([g[i] for g in got])[order] if got else e for i, e in ((3, np.zeros((0, 2, 3))), (4, np.zeros((0, K, H, W), np.float16))))
     return pred, Maps(heat, M, codec)
