@@ -97,6 +97,7 @@ def test_people_are_taken_and_joined_with_their_draws():
     routed = np.arange(10) == 4; two = replace(pred, draws=None); m = mixed(pred, two, routed)
     assert np.isnan(m.draws[4]).all() and np.array_equal(m.draws[~routed], pred.draws[~routed]) and np.array_equal(mixed(pred, pred, routed).draws, pred.draws)
     assert 'draws' not in json.dumps(pred.to_results())
+    gone = replace(pred, cov=np.ones((10, 17, 2, 2))).moved(pred.xy + 1, conf=pred.conf/2); assert gone.draws is None and gone.cov is None and (gone.conf == pred.conf/2).all() and pred.draws is not None
 
 
 def test_the_embedded_network_gives_draws_around_its_answers(tmp_path):

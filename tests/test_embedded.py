@@ -1,4 +1,6 @@
 """The weights that come with the package: small, offline, of use at once, and described."""
+import re
+
 import pytest
 import torch
 
@@ -23,6 +25,11 @@ def test_small_and_described():
     assert FILE.stat().st_size < 12e6 and 2e6 <= info['params'] <= 6e6 and info['meta']['step'] > 0
     card = FILE.with_suffix('.md').read_text(encoding='utf8')
     assert 'synth-v1 val' in card and '**0.' in card and f"{info['params']:,} parameters" in card
+
+
+def test_assets_name_no_place_on_the_machine_they_were_made_on():
+    files = [f for f in assets().rglob('*') if f.suffix in ('.json', '.md', '.html', '.txt')]; assert len(files) > 10
+    for f in files: assert not (hit := re.search(r'"[^"]*/(?:work|home|root|tmp|Users|mnt)/[^"]*"', f.read_text(encoding='utf8'))), (f, hit[0][:200])
 
 
 def test_found_by_name_wherever_weights_are_asked_for():

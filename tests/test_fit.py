@@ -14,6 +14,7 @@ from posellm.models.nets import SkipNet
 from posellm.models.spec import ModelSpec
 from posellm.models.weights import load_weights
 from posellm.pose.codec import make_codec
+from posellm.metrics.ap import evaluate
 from posellm.pose.poses import Poses
 from posellm.train.augment import Augment
 from posellm.train.feed import Feed
@@ -82,6 +83,8 @@ def test_training_that_harms_hands_on_its_start(tmp_path, caplog):
     with caplog.at_level('WARNING'): h = fit(model, wrong, p, settings((0, 60), augment=Augment.none(), lr=(1., 5e-3), val_steps=60), tmp_path, read=drawn)
     assert [l['step'] for l in h.history] == [0, 60] and h.history[1]['val_loss'] > h.history[0]['val_loss'] and h.best['step'] == 0
     assert equal(state(model), before) and 'better than the start' in caplog.text and h.rows[-1]['ap'] == h.rows[0]['ap']
+    row = Poses.from_results(tmp_path/h.rows[-1]['results'], p); again = predict_poses(model, p, read=drawn, flip=h.rows[-1]['flip']) # nobody was asked twice: the row must still be that of the weights handed on
+    assert row.file != str(tmp_path/h.rows[0]['results']) and np.allclose(row.xy, again.xy, atol=1e-3) and abs(evaluate(p, again).stats['AP'] - h.rows[-1]['ap']) < 1e-9
 
 
 class Killed(Exception): pass

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from posellm.train.pretrain import Pretrain, side_by_side
+from posellm.train.pretrain import Pretrain, main, side_by_side
 from posellm.train.state import load_checkpoint
 
 SMALL = dict(steps=6, warmup=2, batch=4, pictures=4, shard_steps=2, window=3, first=2, input_hw=(64, 48), precision='fp32')
@@ -44,3 +44,10 @@ def test_interrupted_together_and_resumed(tmp_path):
     q = subprocess.run([sys.executable, file, str(step + 2)], capture_output=True, text=True, timeout=120)
     assert q.returncode == 0, q.stderr[-2000:]
     assert load_checkpoint(tmp_path / 'r' / 'last.ckpt')['step'] == step + 2
+
+
+def test_wrong_input_is_one_line_and_no_trail(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr('posellm.train.pretrain.runs_root', lambda: tmp_path)
+    for wrong, said in ((['--size', '100', '7'], 'input size does not fit'), (['--steps', '0'], 'not a count'), (['--start', 'no-such-weights', '--steps', '1'], 'no-such-weights')):
+        with pytest.raises(SystemExit) as e: main([*wrong, '--workers', '0', '--name', 'wrong'])
+        err = capsys.readouterr().err; assert e.value.code == 2 and said in err and 'Traceback' not in err

@@ -16,7 +16,7 @@ from .options import Json
 from ..core.errors import PoseError, counted, first_of, one_line
 from ..core.files import read_json
 
-# %% ../../nbs/app/05a_cli_words.ipynb #51fe6d46
+# %% ../../nbs/app/05a_cli_words.ipynb #51fe6d45
 def _images_in(folder) -> list: # names
     from posellm.data.images import IMAGE_SUFFIXES
     names = [f.name for f in sorted(Path(folder).iterdir()) if f.suffix.lower() in IMAGE_SUFFIXES] if Path(folder).is_dir() else []
@@ -38,6 +38,7 @@ def _named_beside(results, used) -> list: # image records, or None
     good = isinstance(d, list) and all(isinstance(im, dict) and type(im.get('id')) is int and isinstance(im.get('file_name'), str) for im in d)
     return d if good and used <= {im['id'] for im in d} else None
 
+# %% ../../nbs/app/05a_cli_words.ipynb #51fe6d46
 def people_of(
     results, images, # COCO results or annotation file; folder
     truth=None, # COCO annotation file: its images and skeleton are used

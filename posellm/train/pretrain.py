@@ -321,8 +321,10 @@ def main(argv=None):
     ap.add_argument('--seed', type=int, default=Pretrain.seed); ap.add_argument('--start', help='last.ckpt of another run to go on from, or weights alone (a run, a file, a name) to begin with'); ap.add_argument('--processes', type=int, default=1, help='that share every batch; on a CPU two with one thread each are faster than one with two'); ap.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), default=Pretrain.input_hw, help='of the crops, pixels'); ap.add_argument('--first', type=int, default=Pretrain.first); ap.add_argument('--shard-steps', type=int, default=Pretrain.shard_steps)
     a = ap.parse_args(argv); setup_log()
     if a.threads: torch.set_num_threads(a.threads)
-    cfg = Pretrain(input_hw=tuple(a.size), steps=a.steps, batch=a.batch, lr=a.lr, optimizer=a.optimizer, cooldown=a.cooldown, ema=a.ema, seed=a.seed, first=a.first, shard_steps=a.shard_steps)
-    try: side_by_side(a.processes, cfg, runs_root()/a.name, workers=a.workers, judge=a.judge, every=a.every, start=a.start)
+    try:
+        cfg = Pretrain(input_hw=tuple(a.size), steps=a.steps, batch=a.batch, lr=a.lr, optimizer=a.optimizer, cooldown=a.cooldown, ema=a.ema, seed=a.seed, first=a.first, shard_steps=a.shard_steps)
+        side_by_side(a.processes, cfg, runs_root()/a.name, workers=a.workers, judge=a.judge, every=a.every, start=a.start)
+    except PoseError as e: ap.error(str(e))
     except KeyboardInterrupt as e: raise SystemExit(str(e) or 'stopped') from None
 
 def judge_on(data): # function: network -> dict(ap)
