@@ -3187,6 +3187,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'posellm.train.pretrain.Shards.at': ('train/pretrain.html#shards.at', 'posellm/train/pretrain.py'),
                                         'posellm.train.pretrain.Shards.close': ( 'train/pretrain.html#shards.close',
                                                                                  'posellm/train/pretrain.py'),
+                                        'posellm.train.pretrain.Shards.drop': ( 'train/pretrain.html#shards.drop',
+                                                                                'posellm/train/pretrain.py'),
                                         'posellm.train.pretrain.Shards.made': ( 'train/pretrain.html#shards.made',
                                                                                 'posellm/train/pretrain.py'),
                                         'posellm.train.pretrain._member': ('train/pretrain.html#_member', 'posellm/train/pretrain.py'),

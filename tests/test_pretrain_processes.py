@@ -48,6 +48,27 @@ def test_interrupted_together_and_resumed(tmp_path):
 
 def test_wrong_input_is_one_line_and_no_trail(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr('posellm.train.pretrain.runs_root', lambda: tmp_path)
-    for wrong, said in ((['--size', '100', '7'], 'input size does not fit'), (['--steps', '0'], 'not a count'), (['--start', 'no-such-weights', '--steps', '1'], 'no-such-weights')):
-        with pytest.raises(SystemExit) as e: main([*wrong, '--workers', '0', '--name', 'wrong'])
+    for wrong, said in ((['--size', '100', '7'], 'input size does not fit'), (['--steps', '0'], 'not a count'), (['--start', 'no-such-weights', '--steps', '1'], 'no-such-weights'),
+                        (['--lr', 'nan'], 'lr'), (['--ema', '2'], 'ema'), (['--processes', '0'], '--processes 0'), (['--every', '0'], '--every 0'), (['--name', '../x'], 'not a usable run name')):
+        with pytest.raises(SystemExit) as e: main(['--workers', '0', '--name', 'wrong', *wrong])
         err = capsys.readouterr().err; assert e.value.code == 2 and said in err and 'Traceback' not in err
+
+
+def test_nobody_learns_from_another_runs_shards(tmp_path):
+    """Other seeds and sizes in the same folder make shards of their own, and a run that has ended leaves none."""
+    from posellm.train.pretrain import Shards, pretrain
+    cfg = Pretrain(**SMALL); first = Shards(cfg, tmp_path / 's', 0).at(0)
+    for other in (dict(seed=2), dict(input_hw=(96, 64))):
+        mine = Shards(Pretrain(**SMALL | other), tmp_path / 's', 0).at(0); alone = Shards(Pretrain(**SMALL | other), tmp_path / 'alone', 0).at(0)
+        assert (mine[0]['pixels'] == alone[0]['pixels']).all() and mine[0]['bbox'].tobytes() != first[0]['bbox'].tobytes() or mine[0]['pixels'].shape != first[0]['pixels'].shape
+    pretrain(Pretrain(**SMALL), tmp_path / 'r', workers=0); assert (tmp_path / 'r' / 'model.safetensors').exists() and not list((tmp_path / 'r' / 'shards').iterdir())
+
+
+def test_another_optimizer_is_said(tmp_path):
+    """The state of one optimizer means nothing to another; the weights alone do."""
+    from posellm.core.errors import PoseError
+    from posellm.train.pretrain import Pretraining
+    a = Pretraining(Pretrain(**SMALL), tmp_path / 'a', workers=0); (tmp_path / 'a').mkdir(); a.save()
+    b = Pretraining(Pretrain(**SMALL | dict(optimizer='adamw')), tmp_path / 'b', workers=0)
+    with pytest.raises(PoseError, match='another optimizer'): b.load(tmp_path / 'a' / 'last.ckpt')
+    b.load(tmp_path / 'a'); assert b.step == 0

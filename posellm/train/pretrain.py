@@ -9,6 +9,7 @@ __all__ = ['Pretrain', 'rank', 'world', 'agreed', 'picture_config', 'make_shard'
 
 # %% ../../nbs/train/09_pretrain.ipynb #fe74922a
 import argparse
+import hashlib
 import io
 import json
 import os
@@ -33,8 +34,9 @@ from torch.nn.parallel import DistributedDataParallel
 from ..core.errors import PoseError, unknown
 from ..core.files import atomic_path, write_json
 from ..core.log import Progress, log, setup_log
-from ..core.paths import cache_root, runs_root
+from ..core.paths import runs_root
 from ..core.rng import rng, seed_all
+from ..core.run import check_name
 from ..core.workers import as_helper
 from ..data.crops import prefetch, store_hw, store_matrix, warp
 from ..data.scene import SynthConfig
@@ -81,6 +83,8 @@ class Pretrain:
     def __post_init__(self):
         for k in ('steps', 'batch', 'pictures', 'shard_steps', 'window', 'first'):
             if getattr(self, k) < 1: raise PoseError('not a count', field=k, found=getattr(self, k), allowed='1 or more')
+        for k, lo, hi in (('lr', 1e-9, 10.), ('cooldown', 0., 1.), ('ema', 0., .999999), ('coarse', 0., 1.), ('margin', 1., 4.)):
+            if not lo <= getattr(self, k) <= hi: raise PoseError('out of range', field=k, found=getattr(self, k), allowed=f'{lo:g} to {hi:g}')
         if self.optimizer not in OPTIMIZERS: raise unknown('optimizer', self.optimizer, OPTIMIZERS)
 
     def rate(self, step:int) -> float:
@@ -134,11 +138,14 @@ def coarsen(crop, g, share:float) -> np.ndarray: # (h,w,3) uint8
     return cv2.resize(small, (w, h), interpolation=cv2.INTER_LINEAR if g.random() < .5 else cv2.INTER_CUBIC)
 
 # %% ../../nbs/train/09_pretrain.ipynb #4e05770a
-def shard_file(folder, j:int) -> Path: return Path(folder)/f'shard_{j:06d}.npz'
+def shard_file(cfg, folder, j:int) -> Path:
+    "Where shard `j` lies; the name holds everything that makes it."
+    made_of = repr((cfg.network, *map(int, cfg.input_hw), float(cfg.margin), float(cfg.coarse), cfg.pictures, cfg.seed))
+    return Path(folder)/f'shard_{hashlib.blake2b(made_of.encode(), digest_size=4).hexdigest()}_{j:06d}.npz'
 
 def write_shard(cfg, folder, j:int) -> int:
     "Make a shard's file unless it is there; gives its number."
-    file = shard_file(folder, j)
+    file = shard_file(cfg, folder, j)
     if not file.exists():
         cv2.setNumThreads(1)
         with atomic_path(file) as tmp, open(tmp, 'wb') as f: np.savez(f, **make_shard(cfg, j))
@@ -157,17 +164,19 @@ class Shards:
         last = self.cfg.shards_at(self.cfg.steps - 1).stop
         for j in range(want.start, min(last, want.stop + self.ahead)):
             if j not in self.have and j not in self.jobs and self.pool: self.jobs[j] = self.pool.submit(write_shard, self.cfg, self.folder, j)
-        for j in [j for j in self.have if j not in want]: del self.have[j]; shard_file(self.folder, j).unlink(missing_ok=True)
+        for j in [j for j in self.have if j not in want]: self.drop(j)
         for j in want:
             if j in self.have: continue
             t = time.perf_counter(); self.jobs.pop(j).result() if j in self.jobs else self.made(j); self.waited += time.perf_counter() - t
-            with np.load(shard_file(self.folder, j)) as z: self.have[j] = dict(z)
+            with np.load(shard_file(self.cfg, self.folder, j)) as z: self.have[j] = dict(z)
         return self.have
 
     def made(self, j):
         "Make a shard here, or wait for the first process to make it."
-        while rank() and not shard_file(self.folder, j).exists(): time.sleep(.2)
+        while rank() and not shard_file(self.cfg, self.folder, j).exists(): time.sleep(.2)
         write_shard(self.cfg, self.folder, j)
+
+    def drop(self, j): del self.have[j]; shard_file(self.cfg, self.folder, j).unlink(missing_ok=True)
 
     def close(self):
         if self.pool: self.pool.shutdown(wait=True, cancel_futures=True)
@@ -202,7 +211,7 @@ class Pretraining:
     "A pre-training run: network, average, optimizer and how far they have come."
     def __init__(self, cfg, folder, shard_folder=None, workers:int=1, device='auto'):
         self.cfg, self.dir, self.device, self.workers = cfg, Path(folder), pick_device(device), workers
-        self.shard_folder = Path(shard_folder or cache_root()/'pretrain'); seed_all(cfg.seed)
+        self.shard_folder = Path(shard_folder or self.dir/'shards'); seed_all(cfg.seed)
         self.model = create_model(cfg.network, 'coco17', input_hw=cfg.input_hw, weights=None).to(self.device, memory_format=torch.channels_last)
         self.precision = pick_precision(cfg.precision, self.device); self.feed = ShardFeed(cfg, self.model.spec, self.device)
         self.loss, self.ema = get_loss(self.model.spec.loss, self.feed.codec), Ema(self.model, cfg.ema)
@@ -232,7 +241,9 @@ def _plain(cfg): return json.loads(json.dumps(asdict(cfg)))
 def load(self:Pretraining, start=None):
     "Go on from `last.ckpt`, or, with other settings, from the checkpoint `start` of another run, or from weights alone."
     if start and Path(start).suffix != '.ckpt': return self.begin_with(start)
-    d = load_checkpoint(start or self.dir/'last.ckpt'); self.begun = d.get('begun', []) if not start else [*d.get('begun', []), dict(step=d['step'], training=d['config'])]
+    d = load_checkpoint(start or self.dir/'last.ckpt'); had = d['config'].get('optimizer', 'adamw')
+    if start and had != self.cfg.optimizer: raise PoseError('the other run has another optimizer', file=start, field='optimizer', found=self.cfg.optimizer, allowed=had, todo=f"give --optimizer {had}, or begin with the run's weights alone: --start {Path(start).parent}")
+    self.begun = d.get('begun', []) if not start else [*d.get('begun', []), dict(step=d['step'], training=d['config'])]
     if not start: self.same_settings(d['config'])
     self.model.load_state_dict(d['model']); self.ema.load_state_dict(d['ema']); self.opt.load_state_dict(d['optimizer']); self.step, self.seconds, self.before = d['step'], d['seconds'], d.get('before', self.before)
 
@@ -258,7 +269,7 @@ def pretrain(
     judge=None, # network -> dict of numbers, or a data set whose val part judges
     every:int=2000, # steps between judgements
     save_seconds:float=300., # at most so much work is lost
-    shard_folder=None, # where shards wait; default: the cache
+    shard_folder=None, # where shards wait; default: `shards` in the run's folder
     device='auto',
     start=None, # where there is no last.ckpt yet: another run's checkpoint to go on from, or weights alone to begin with
 ): # the network with its averaged weights
@@ -279,7 +290,8 @@ def pretrain(
                 if not rank(): # the first process keeps the books
                     if judge and job.step % every == 0 or job.step == cfg.steps: note(job, mean, judge)
                     if job.step == cfg.steps or end or time.monotonic() - saved > save_seconds: job.save(); saved = time.monotonic()
-                if end: raise KeyboardInterrupt(f'stopped after step {job.step}; the same command goes on from there')
+                if end and job.step < cfg.steps: raise KeyboardInterrupt(f'stopped after step {job.step}; the same command goes on from there')
+        if not rank(): [shards.drop(j) for j in list(shards.have)]
     job.model.load_state_dict(job.ema.shadow)
     return job.model
 
@@ -321,8 +333,10 @@ def main(argv=None):
     ap.add_argument('--seed', type=int, default=Pretrain.seed); ap.add_argument('--start', help='last.ckpt of another run to go on from, or weights alone (a run, a file, a name) to begin with'); ap.add_argument('--processes', type=int, default=1, help='that share every batch; on a CPU two with one thread each are faster than one with two'); ap.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), default=Pretrain.input_hw, help='of the crops, pixels'); ap.add_argument('--first', type=int, default=Pretrain.first); ap.add_argument('--shard-steps', type=int, default=Pretrain.shard_steps)
     a = ap.parse_args(argv); setup_log()
     if a.threads: torch.set_num_threads(a.threads)
+    for k, least in dict(workers=0, threads=0, processes=1, every=1).items():
+        if getattr(a, k) < least: ap.error(f'--{k} {getattr(a, k)}: {least} or more')
     try:
-        cfg = Pretrain(input_hw=tuple(a.size), steps=a.steps, batch=a.batch, lr=a.lr, optimizer=a.optimizer, cooldown=a.cooldown, ema=a.ema, seed=a.seed, first=a.first, shard_steps=a.shard_steps)
+        check_name(a.name); cfg = Pretrain(input_hw=tuple(a.size), steps=a.steps, batch=a.batch, lr=a.lr, optimizer=a.optimizer, cooldown=a.cooldown, ema=a.ema, seed=a.seed, first=a.first, shard_steps=a.shard_steps)
         side_by_side(a.processes, cfg, runs_root()/a.name, workers=a.workers, judge=a.judge, every=a.every, start=a.start)
     except PoseError as e: ap.error(str(e))
     except KeyboardInterrupt as e: raise SystemExit(str(e) or 'stopped') from None
