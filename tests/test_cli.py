@@ -270,3 +270,12 @@ def test_mistakes_inside_files_and_between_options(truth, args, words, monkeypat
     for i in (1, 2, 3): (truth / f'{i}.jpg').write_bytes(b'')
     monkeypatch.chdir(truth); code = call(args.split()); said = capsys.readouterr().err
     assert code == 2 and not (truth / 'x.json').exists() and all(w in said for w in words) and 'maps' not in said, said
+
+
+def test_settings_that_were_refused_are_not_remembered(project):
+    """`--resume` with another setting is refused; the next `--resume` goes on with what the run was begun with."""
+    chapter(project / 'nbs', '01_stage1', "from pathlib import Path\nfrom posellm.core.errors import PoseError\nf = Path('lr.txt'); begun = f.read_text() if f.exists() else str(lr); f.write_text(begun)\n"
+            "if str(lr) != begun: raise PoseError('the run was begun with another setting', field='lr', found=lr, allowed=begun)", params=PARAMS + 'lr: float = 0.1\n')
+    go = lambda *more: posellm(project, 'run', '--name', 'x', '--chapters', '01', *more)
+    assert go().returncode == 0; assert 'begun with another setting' in go('--resume', '-p', 'lr', '0.5').stderr
+    last = go('--resume'); assert last.returncode == 0, last.stderr

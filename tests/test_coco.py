@@ -254,6 +254,6 @@ def test_real_oddities():
     p, done = read_coco(shared("coco_val2017_annotations_only", "person_keypoints_val2017.json"))
     assert len(p.images) == 520 and len(p) == 2099 and done["repeated image records merged"] == 1579
     p, done = read_coco(shared("eval_mvor", "annotations", "camma_mvor_2018.json"))
-    assert len(p) == 4699 and p.K == 10 and p.area_source == "box*0.53" and any("text" in k for k in done)
+    assert len(p) == 4699 and p.K == 10 and p.area_source == "box*0.53" and any("quotes" in k for k in done)
     assert len(load_data(shared("mmpose_fragments", "posetrack18", "annotations", "val", "012834_mpii_test.json"), "all").images) == 1  # file names relative to a folder above
     assert len(load_data(shared("mmpose_fragments", "h36m", "h36m_coco.json"), "all").images) == 4  # bare names, files in deep folders

@@ -180,7 +180,8 @@ def test_a_folder_of_loose_pictures_gets_its_boxes_from_a_detector(home):
 
 @pytest.mark.parametrize('params, words', [
     (dict(method='multiaug'), ["unknown method", "'multiaugs'"]), (dict(model='resnet51'), ['unknown model', 'resnet']), (dict(weights='no/file.pth'), ['weights', 'no such file']), (dict(weights='nofile.pth'), ['weights', 'no such file']),
-    (dict(over="{'bach': 4}"), ["did you mean 'batch'"]), (dict(phases='{phase3: {lr: 1}}'), ['unknown phase', 'phase1']), (dict(limit='-3'), ['limit', 'negative']), (dict(lr='-1'), ['lr', 'negative']), (dict(unlabeled='rel/none'), ['unlabeled', 'no such'])])
+    (dict(over="{'bach': 4}"), ["did you mean 'batch'"]), (dict(phases='{phase3: {lr: 1}}'), ['unknown phase', 'phase1']), (dict(limit='-3'), ['limit', 'negative']), (dict(lr='-1'), ['lr', 'negative']), (dict(unlabeled='rel/none'), ['unlabeled', 'no such']),
+    (dict(seed='-1'), ['seed', 'negative']), (dict(calib='val'), ['calib', 'trained on or reported']), (dict(train_recipe='huge'), ['unknown recipe'])])
 def test_what_would_stop_a_chapter_later_stops_the_plan(home, params, words):
     with pytest.raises(PoseError) as e: make_plan(gpu='tiny', name='a', chapters='00,01,02', params=params)
     assert all(w in str(e.value) for w in words), str(e.value)
@@ -193,3 +194,8 @@ def test_words_and_paths_are_understood_as_typed(home):
     assert make_plan(name='a', chapters='02', params=dict(unlabeled='data/external')).steps[0][2]['unlabeled'] == str(home/'data'/'external') # chapters run in the project's folder
     for data in ('', 'nowhere'):
         with pytest.raises(PoseError, match='data: '): make_plan(data=data, name='a', chapters='00')
+
+
+def test_the_name_of_a_run_is_never_a_number(home):
+    for name in ('007', '010', '1_000', '0x1F', '1.10', 'yes'): assert make_plan(config=written(home, f'name: {name}\nchapters: "00"\n')).name == name
+    assert make_plan(name='a', chapters='04', params=dict(generated='-1')).steps[0][2]['generated'] == -1 # as its help says

@@ -231,3 +231,48 @@ def test_mutated_results_get_a_sentence(data):
     try: why = explain_results(truth, res)
     except PoseError as e: assert e.what
     else: assert json.dumps(why, default=str) and (why["ap_corrected"] is None or -1 <= why["ap_corrected"] <= 1)
+
+
+# ---- ids that are no whole numbers, numbers that are none
+
+def one_set(folder, f=lambda d: None):
+    for part, first in (("train", 1), ("val", 101)):
+        file = folder / f"annotations/person_keypoints_{part}2017.json"; d = coco(first=first); write(file, folder / f"{part}2017", d); f(d); file.write_text(json.dumps(d))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["36.0", "img_36"])
+def test_ids_that_are_no_whole_numbers_lose_nobody(tmp_path, kind):
+    """pandas writes 36.0, some exports write names: the corrected copy has everybody, on the same photograph."""
+    new = (lambda i: float(i)) if kind == "36.0" else (lambda i: f"img_{i}")
+    def f(d):
+        for im in d["images"]: im["id"] = new(im["id"])
+        for a in d["annotations"]: a["image_id"] = new(a["image_id"])
+    good, bad = one_set(tmp_path / "good"), one_set(tmp_path / "bad", f)
+    m = mend(bad, tmp_path / "out"); assert m["exit_code"] == 0, m["left"]
+    where = lambda p: sorted((next(im["file_name"] for im in p.images if im["id"] == i), *map(float, xy.ravel())) for i, xy in zip(p.image_id, p.xy))
+    from posellm.data.coco import load_data
+    for split in ("train", "val"): assert [w[1:] for w in where(load_data(tmp_path / "out", split))] == [w[1:] for w in where(load_data(good, split))]
+
+
+def test_people_without_their_images_are_not_all_thrown_away(tmp_path):
+    """When nobody's image is listed the fault lies elsewhere: it is left for people, and said."""
+    bad = one_set(tmp_path / "bad", lambda d: [a.update(image_id=a["image_id"] + 10**6) for a in d["annotations"]])
+    m = mend(bad, tmp_path / "out", images="none"); assert any(x["rule"] == "dangling-image" for x in m["left"])
+    assert len(json.loads((tmp_path / "out" / m["splits"]["train"]["written"]).read_text())["annotations"]) == 8
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), None])
+def test_numbers_that_are_none_do_not_stop_the_mending(tmp_path, bad):
+    m = mend(one_set(tmp_path / "bad", lambda d: d["annotations"][0]["keypoints"].__setitem__(0, bad)), tmp_path / "out", images="none")
+    text = (tmp_path / "out" / "manifest.json").read_text() + (tmp_path / "out" / m["splits"]["train"]["written"]).read_text()
+    assert "NaN" not in text and "Infinity" not in text and "keypoint-type" in json.dumps(m) or m["left"]
+
+
+@pytest.mark.parametrize("K, severity", [(14, "error"), (15, "error"), (16, "warning")])
+def test_unnamed_keypoints_are_an_error_where_nothing_can_be_read(tmp_path, K, severity):
+    def f(d):
+        d["categories"][0].pop("keypoints"); d["categories"][0].pop("skeleton", None)
+        for a in d["annotations"]: a["keypoints"] = (a["keypoints"]*2)[:3*K]; a["num_keypoints"] = sum(v > 0 for v in a["keypoints"][2::3])
+    r = check(one_set(tmp_path, f)); hit = next(x for x in r.findings if x.id == "names-missing"); assert hit.severity == severity and r.exit_code == (severity == "error")
+    assert (severity == "warning") != any("posellm convert SOURCE --to coco --names" in e for e in hit.examples)

@@ -15,6 +15,7 @@ from posellm.core.paths import shared_data
 from posellm.data.coco import load_data
 from posellm.data.images import read_image
 from posellm.models.zoo import create_model
+from posellm.pose.skeleton import get_skeleton
 
 
 def photo(n=0): return np.random.default_rng(n).integers(0, 255, (120, 90, 3), dtype=np.uint8)
@@ -112,7 +113,7 @@ def test_an_image_that_the_box_file_does_not_list_is_skipped(tmp_path, capsys):
 
 
 def test_mistakes_in_the_one_line():
-    for make, words in ((lambda: Estimator(3), 'found .int.; allowed a run folder'), (lambda: Estimator(boxes=[1, 2, 3]), 'a box is four numbers'), (lambda: Estimator(stage='02_ssl'), 'stage: .*no run is given')):
+    for make, words in ((lambda: Estimator(3), 'found .int.; allowed a run folder'), (lambda: Estimator(boxes=[1, 2, 3]), 'a box is four numbers'), (lambda: Estimator(stage='02_ssl'), 'stage: .*no run is given'), (lambda: Estimator(budget='x'), 'not a share')):
         with pytest.raises(PoseError, match=words): make()
 
 
@@ -146,3 +147,39 @@ def test_a_device_that_is_not_there_is_refused_before_weights_are_read(monkeypat
     monkeypatch.setattr('torch.cuda.is_available', lambda: False)
     with pytest.raises(PoseError, match='device: this device is not there; found .cuda.'): Estimator('no/such/run', device='cuda')
     with pytest.raises(PoseError, match='unknown device'): Estimator(device='gpu')
+
+
+def test_one_thin_picture_stops_nothing(tmp_path, est, caplog):
+    """Pictures one pixel wide or high are looked at like others, and what comes after them too."""
+    from posellm.app.gallery import save_results
+    for n, size in (('a', (3000, 1)), ('b', (1, 3000)), ('c', (120, 90))): cv2.imwrite(str(tmp_path/f'{n}.png'), np.full((*size, 3), 99, np.uint8))
+    (tmp_path/'d.heic').write_bytes(b'x'); got = save_results(est.stream(tmp_path), tmp_path/'out'); assert got['images'] == 3 and len(list((tmp_path/'out').glob('*_pose.jpg'))) == 3 and '.heic' in caplog.text
+
+
+def test_what_is_hidden_or_not_there_is_not_drawn(est):
+    r = est(photo()); assert np.array_equal(r.plot(min_conf=1.1), r.image) and not np.array_equal(r.plot(), r.image)
+    r.poses.xy[:], r.poses.conf[:] = 0, 0; assert np.array_equal(r.plot(), r.image) # as results files write who is not there
+
+
+def test_joints_written_as_zeros_are_not_there(tmp_path, capsys, caplog):
+    """A results file with 0, 0, 0 for what is not there: the box does not reach to the corner, somebody without any joint is nobody, and what cannot be read is said."""
+    from posellm.pose.poses import Poses
+    k = np.zeros((17, 3)); k[:5] = np.c_[np.linspace(50, 70, 5), np.linspace(40, 90, 5), np.full(5, .9)]; row = lambda image, k: dict(image_id=image, category_id=1, keypoints=k.ravel().tolist(), score=.9)
+    p = Poses.from_results([row(1, k), row(1, 0*k)]); assert p.bbox[0].tolist() == [50, 40, 20, 50] and p.area[0] == 70*90 # the area stays pycocotools'
+    for n in (1, 2, 3): cv2.imwrite(str(tmp_path/f'{n}.jpg'), photo())
+    (tmp_path/'2.jpg').write_bytes(b'no picture'); (tmp_path/'r.json').write_text(json.dumps([row(1, k), row(1, 0*k), row(2, k), row(3, 0*k)]))
+    assert call(['explain', str(tmp_path/'r.json'), '--images', str(tmp_path)]) == 0; said = capsys.readouterr(); assert '1 person in 1 image explained' in said.out and 'skipped' in said.err + caplog.text and '2.jpg' in said.err + caplog.text
+
+
+def test_confidences_that_are_none_are_remarked(caplog):
+    from posellm.pose.poses import Poses
+    row = lambda c: [dict(image_id=1, category_id=1, keypoints=[5., 5., c]*17, score=.9)]
+    Poses.from_results(row(1.02)); assert not caplog.text
+    Poses.from_results(row(2.)); assert 'confidences up to 2' in caplog.text
+
+
+def test_a_member_that_found_nobody_is_named(tmp_path, capsys):
+    from posellm.metrics.oks import make_people
+    t, p = (make_people(20, 2, get_skeleton('coco17'), seed=3, predictions=x) for x in (False, True)); t.save(tmp_path/'t.json'); p.save(tmp_path/'a.json'); (tmp_path/'none.json').write_text('[]')
+    assert call(['fuse', str(tmp_path/'a.json'), str(tmp_path/'none.json'), '--out', str(tmp_path/'o.json'), '--truth', str(tmp_path/'t.json')]) == 2
+    err = capsys.readouterr().err; assert 'none.json' in err and 'nobody of the truth' in err

@@ -240,3 +240,12 @@ def test_the_page_of_facts_says_what_was_measured():
     d = read_json(root() / 'bench' / 'results' / 'facts.json')
     assert (root() / 'bench' / 'results' / 'facts.md').read_text(encoding='utf8') == tool.page(d) and tool.readme_row(d) in (root() / 'README.md').read_text(encoding='utf8').split('\n')
     assert d['predictions'][0]['precision'] >= .97 and d['mirror']['images'] >= .98 and min(r['recall'] for r in d['labels']) >= .6 and min(r['precision'] for r in d['labels']) >= .97
+
+
+def test_a_box_that_is_the_picture_tells_nothing_about_its_edge():
+    """Without a detector the box is the whole picture: whoever is not sure there is not therefore cut off, and not small or large either."""
+    from posellm.explain.crop import crop_numbers
+    p = crowd(1, n=1)[:1]; im = p.images[0]; im.update(width=400, height=300); trust = np.full((1, 17), .1); at = lambda *box, size=(400, 300): (im.update(width=size[0], height=size[1]), crop_numbers(replace(p, bbox=np.array([box], float), xy=np.full((1, 17, 2), 20.)), trust))[1]
+    assert at(0, 0, 400, 300)['cut'] == 0 and at(0, 50, 100, 250)['cut'] == 1 and at(50, 40, 100, 200)['cut'] == 0
+    size = lambda *a, **k: float(at(*a, **k)['size'][0]); assert size(10, 10, 30, 50) == 50 and size(10, 10, 90, 280) == 280
+    assert np.isnan(size(0, 0, 60, 60, size=(64, 64))) and np.isnan(size(0, 0, 90, 170, size=(4000, 3000)))

@@ -22,7 +22,7 @@ from posellm.core.errors import PoseError
 from posellm.core.paths import shared_data
 from posellm.data.coco import load_data
 from posellm.data.formats import FORMATS, open_source, read_parts
-from posellm.data.writers import WRITERS, write_set
+from posellm.data.writers import WRITERS, write_set, write_yolo
 from posellm.pose.poses import Poses
 from posellm.pose.skeleton import get_skeleton
 
@@ -357,3 +357,15 @@ def test_an_archive_is_to_be_unpacked(tmp_path):
     with zipfile.ZipFile(tmp_path / 'task.zip', 'w') as z: z.writestr('annotations.xml', '<annotations/>')
     with pytest.raises(PoseError) as e: open_source(tmp_path / 'task.zip')
     assert 'unpack' in e.value.todo
+
+
+def test_boxes_without_a_size_do_not_reach_yolo(tmp_path):
+    """Beside the image or flat: such people are left out, and that is said."""
+    p = load_data(_laid(tmp_path), 'train'); b = p.bbox.copy(); b[0] = [-50, 5, 20, 20]; b[1, 2] = 0
+    said = write_yolo(dict(train=p.moved(p.xy, bbox=b)), tmp_path / 'y'); lines = [line.split() for f in (tmp_path / 'y' / 'labels' / 'train').iterdir() for line in f.read_text().splitlines()]
+    assert len(lines) == len(p) - 2 and all(float(x[3]) > 0 and float(x[4]) > 0 for x in lines) and said['lost']['people left out: their box has no size inside the image'] == 2 and said['people']['train'] == len(lines)
+
+
+def _laid(folder):
+    from coco_sets import coco, write
+    write(folder / 'annotations/person_keypoints_train2017.json', folder / 'train2017', coco(first=1)); return folder

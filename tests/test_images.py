@@ -186,3 +186,11 @@ def test_real_photographs():
         im = read_image(p)
         theirs = cv2.imread(str(p), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         assert (im[..., ::-1] == theirs).all() and image_kind(p.read_bytes()) == "JPEG"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_tiff(tmp_path, orientation):
+    """OpenCV turns TIFFs whatever it is asked: they must not be turned twice."""
+    from PIL import Image, ImageOps
+    e = Image.Exif(); e[0x112] = orientation; p = tmp_path / "a.tif"; Image.fromarray(RGB).save(p, exif=e)
+    assert (read_image(p) == np.asarray(ImageOps.exif_transpose(Image.open(p)))).all() and (read_image(p, exif=False) == RGB).all()

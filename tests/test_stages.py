@@ -115,3 +115,19 @@ def test_a_run_keeps_its_data_unless_others_are_chosen(tmp_path, monkeypatch):
     with pytest.raises(PoseError, match='this run holds other data'): make_plan(name='a', data=str(tmp_path/'mine'), chapters='04', resume=True) # before it is recorded
     assert make_plan(name='a', data=str(tmp_path/'mine'), chapters='00,04', resume=True).steps[1][2]['data'] == str(tmp_path/'mine')
     assert make_plan(name='b', chapters='04', resume=True)
+
+
+@pytest.mark.parametrize('form', ['coco', 'yolo'])
+def test_corrected_labels_are_read_when_a_run_goes_on(tmp_path, form):
+    """Who mends labels after `posellm check` and resumes wants the mended ones; nothing changed is nothing to do."""
+    from coco_sets import coco, write
+    from posellm.data.coco import load_data
+    from posellm.data.writers import write_yolo
+    from posellm.stages.data import inputs, run_data
+    cfg, folder = preset('tiny'), tmp_path / 'set'
+    for part, first in (('train', 1), ('val', 101)): write(folder / f'annotations/person_keypoints_{part}2017.json', folder / f'{part}2017', coco(first=first))
+    if form == 'yolo': write_yolo({s: load_data(folder, s) for s in ('train', 'val')}, tmp_path / 'y'); folder = tmp_path / 'y'
+    run_data(cfg, Run(tmp_path / 'run', '00_data'), str(folder)); again = lambda: Run(tmp_path / 'run', '00_data', True).finished(inputs(cfg, str(folder), 0, 0))
+    assert again()
+    file = next((folder / 'labels' / 'train').iterdir()) if form == 'yolo' else folder / 'annotations/person_keypoints_train2017.json'
+    text = file.read_text(); file.write_text(text.replace('2', '1', 1) + ('\n' if form == 'yolo' else '')); assert not again()

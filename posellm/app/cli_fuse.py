@@ -54,6 +54,7 @@ def fuse_files(
     members = read_members(files, t, skeleton)
     if not any(map(len, members.values())): raise PoseError('nobody to fuse: every results file is empty', file=files[0], field='RESULTS', found='[]', todo='give results with people')
     stack = stack_people(members, thr=match); got = dict(out=str(out), members=list(stack.names), people=len(stack), keypoints=stack.people.K, there=float(stack.on.mean()), notes=stack.notes)
+    if t is not None: _somebody(stack, t, files)
     if fuser: f = load_fuser(fuser); p = f(_renamed(stack, f)); got['rule'] = f.rule
     elif t is not None:
         p, fusers = cross_fused(stack, t, rule or 'auto', folds, seed); got['rule'] = {r: sum(f.rule == r for f in fusers) for r in sorted({f.rule for f in fusers})}; got['measured'] = measured(stack, p, t, seed)
@@ -61,6 +62,12 @@ def fuse_files(
         if save: save_fuser(fit_fuser(stack, t, rule or 'auto', folds, seed), save); got['fuser'] = str(save)
     else: p = Fuser(rule or 'confidence')(stack); got['rule'] = rule or 'confidence'; got['notes'].append('nothing was learnt: confidences are as the members give them, and there are no covariances (--truth or --fuser brings them)')
     p.save(out); return got
+
+def _somebody(stack, truth, files): # of a member that found nobody nothing can be learnt
+    from posellm.refine.learn import known
+    s, t = known(stack, truth); there = (s.on & t.labelled).any((1, 2))
+    for file, any_ in zip(files, there):
+        if not any_: raise PoseError('this member holds nobody of the truth', file=file, field='RESULTS', todo='leave it out, or give the results for these images')
 
 def _renamed(stack, fuser): # files are in the order of the members the fuser knows, whatever their names
     from dataclasses import replace

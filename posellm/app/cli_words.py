@@ -15,6 +15,7 @@ import typer
 from .options import Json
 from ..core.errors import PoseError, counted, first_of, one_line
 from ..core.files import read_json
+from ..core.log import log
 
 # %% ../../nbs/app/05a_cli_words.ipynb #51fe6d45
 def _images_in(folder) -> list: # names
@@ -68,13 +69,13 @@ def results_of(people, meaning=None, by=None, skipped:list=None): # generator of
     what = 'labels' if people.vis is not None else Path(people.file or 'results').name
     for im in people.images:
         rows = np.flatnonzero((people.image_id == im['id']) & ~people.iscrowd)
-        if people.vis is not None: rows = rows[people.num_keypoints[rows] > 0]
+        rows = rows[people.num_keypoints[rows] > 0] if people.vis is not None else rows[((people.xy[rows] != 0).any(-1) | (people.conf[rows] > 0)).any(1)]
         if not len(rows): continue
         try:
             if 'path' not in im: raise PoseError('the image is not in the folder', file=im['file_name'])
             image = read_record(im); size, (h, w) = (im.get('width'), im.get('height')), image.shape[:2]
             if all(size) and size != (w, h): raise PoseError('the image has another size than its record', file=im['file_name'], field='width x height', found=f'{w} x {h}', allowed=f'{size[0]} x {size[1]}', todo='give the folder of the very images with --images')
-        except PoseError as e: (skipped if skipped is not None else []).append(e); continue
+        except PoseError as e: (skipped if skipped is not None else []).append(e); log('explain').warning(f'skipped: {e}'); continue
         p = people[rows]; p.images = [im | dict(width=image.shape[1], height=image.shape[0])]
         yield Result(im['file_name'], image, p, f'those of {what}', what, meaning=meaning, by=by)
 

@@ -201,6 +201,8 @@ def _strict(file): # a reader that refuses a key given twice, where YAML's would
     def mapping(loader, node):
         keys = [str(k.value) for k, _ in node.value]; again = next((i for i, k in enumerate(keys) if k in keys[:i]), None)
         if again is not None: raise PoseError('the same key twice', file=file, field=f'line {node.value[again][0].start_mark.line + 1}', found=keys[again], todo='keep one of the two')
+        for k, v in node.value: # a run called 007 is not the number 7
+            if k.value in ('name', 'run') and isinstance(v, yaml.ScalarNode) and v.tag != 'tag:yaml.org,2002:null': v.tag = 'tag:yaml.org,2002:str'
         loader.flatten_mapping(node); return loader.construct_mapping(node, deep=True)
     Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     Strict.add_constructor('tag:yaml.org,2002:timestamp', yaml.SafeLoader.construct_yaml_str) # no setting is a date, and a run may be called 2024-11-30

@@ -92,6 +92,8 @@ def sources_of(source, urls:bool=False) -> list: # paths and arrays, and address
     if os.path.isdir(p): # pathlib's own raises where a name is too long
         found = sorted(f for f in p.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES + videos_known)
         if not found: raise PoseError('no images and no videos in this folder', file=p, allowed=' '.join(IMAGE_SUFFIXES + videos_known), todo='give a folder that holds images')
+        other = sorted({f.suffix.lower() for f in p.iterdir()} & {'.heic', '.heif', '.avif', '.jp2', '.jxl'})
+        if other: log('predict').warning(f'{p}: pictures of kinds that are not read are left out ({", ".join(other)}); convert them to JPEG')
         return found
     if not os.path.exists(p): raise PoseError('there is no such image or video', file=p, todo='check the path')
     return [p]
@@ -223,9 +225,9 @@ def _names(paths) -> list: # a name for each; None: its own
     except ValueError: return [Path(p).absolute().as_posix() if isinstance(p, Path) else None for p in paths] # on different drives
     return [Path(os.path.relpath(p, root)).as_posix() if isinstance(p, (str, Path)) and not is_url(p) else None for p in paths]
 
-def stream(self:Estimator, paths, every:int=1): # every: of a video one frame in so many
+def stream(self:Estimator, paths, every:int=1): # paths: as `sources_of` gives them, or one of its sources; every: of a video one frame in so many
     "Results one after the other, in bounded memory; `.skipped` lists what could not be read."
-    self.skipped.clear()
+    self.skipped.clear(); paths = paths if isinstance(paths, (list, tuple)) else sources_of(paths, self.urls)
     with Progress(len(paths), 'predict', 'images') as bar:
         for p, name in zip(paths, _names(paths)):
             try:

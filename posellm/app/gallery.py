@@ -13,7 +13,7 @@ import numpy as np
 
 from .result import Result
 from ..core.errors import PoseError, counted
-from ..core.files import check_out, free_name, read_json, write_atomic, write_json
+from ..core.files import at_most, check_out, free_name, read_json, write_atomic, write_json
 from ..core.paths import assets
 from ..explain.schema import POSTURES, category
 
@@ -60,7 +60,7 @@ def write_page(
 
 def small_copy(image, path, most:int=900) -> tuple: # (width, height) as written
     "The picture for the page, at most `most` pixels a side."
-    s = min(1., most/max(image.shape[:2])); im = image if s == 1 else cv2.resize(image, None, fx=s, fy=s, interpolation=cv2.INTER_AREA)
+    im = at_most(image, most)
     ok, data = cv2.imencode('.jpg', im[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88]); write_atomic(path, data.tobytes())
     return im.shape[1], im.shape[0]
 

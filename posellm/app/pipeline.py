@@ -10,7 +10,7 @@ __all__ = ['resolve_data', 'check_free', 'Plan', 'check_gpu', 'check_values', 'u
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.errors import PoseError, unknown
@@ -67,7 +67,7 @@ def check_gpu(gpu):
     if gpu not in names: raise unknown('preset', gpu, [*names, 'auto'])
 
 # %% ../../nbs/app/03_pipeline.ipynb #82c152d6
-_counts = 'limit', 'steps', 'lr', 'n_labeled', 'n_unlabeled', 'generated', 'pictures', 'resamples'
+_counts = 'limit', 'steps', 'lr', 'seed', 'n_labeled', 'n_unlabeled', 'pictures', 'resamples'
 _weights = '.safetensors', '.pth', '.pt', '.pt2', '.ckpt', '.onnx'
 
 def check_values(
@@ -80,6 +80,8 @@ def check_values(
         if blocks := {k: said[k] for k in own_blocks if k in said}: checked_blocks(blocks, file); ps.update(blocks)
         for k in _counts:
             if said.get(k, 0) < 0: raise PoseError('a negative number', file=file, field=k, found=said[k], allowed='0 or more')
+        if said.get('calib') in ('train', 'val'): raise PoseError('these people are trained on or reported already', file=file, field='calib', found=said['calib'], allowed='another split of the set, or nothing', todo='leave calib empty: a tenth of train is set aside')
+        if 'train_recipe' in said: from posellm.train.recipe import recipe; recipe(said['train_recipe'])
         if 'model' in said: from posellm.models.zoo import entry; entry(said['model'])
         if 'method' in said: from posellm.ssl.methods import check_method; check_method(said['method'])
         for k in ('weights', 'unlabeled'):
@@ -247,11 +249,14 @@ def run_chapters(
     if dry_run:
         for line in plan.lines(): say(line)
         return dict(plan.to_dict(), dry_run=True)
-    done, start = [], time.time(); record(plan)
+    before = Run(plan.folder, '').config().get('parameters', {}); done, start = [], time.time(); record(plan)
     for i, (stem, path, ps) in enumerate(plan.steps):
         say(f'[{i + 1}/{len(plan.steps)}] {stem} ...')
         t = time.time()
-        out = execute(stem, path, ps, plan.folder, say)
+        try: out = execute(stem, path, ps, plan.folder, say)
+        except ChapterError as e:
+            if ps.get('resume') and 'begun with another setting' in e.evalue: record(replace(plan, steps=[(s, p, before.get(s, v)) for s, p, v in plan.steps[i:]])) # refused: what was begun goes on with what it was begun with
+            raise
         done.append(dict(chapter=stem, seconds=round(time.time() - t, 1), notebook=str(out), parameters=ps))
         say(f'[{i + 1}/{len(plan.steps)}] {stem} done in {time.time() - t:.0f} s')
     made = {k: str(plan.folder/f) for k, f in (('report', 'report.html'), ('table', 'table.csv')) if (plan.folder/f).exists()}

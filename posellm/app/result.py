@@ -104,8 +104,8 @@ def plot(self:Result, min_conf:float=.0) -> np.ndarray: # (h,w,3) RGB uint8
     "The people drawn over the image."
     from posellm.viz.draw import draw_pose
     out = self.image
-    seen = np.where(self.conf >= min_conf, self.conf, 0) if self.poses.vis is None else self.poses.vis # of labelled people, joints that nobody labelled are nowhere
-    for xy, c in zip(self.xy, seen): out = draw_pose(out, xy, c, self.poses.skeleton)
+    p = self.poses; gone = np.zeros(self.conf.shape, bool) if p.vis is not None else (self.conf < min_conf) | (p.xy == 0).all(-1) & (self.conf == 0) # written as 0, 0, 0: not there
+    for xy, c, g in zip(self.xy, self.conf if p.vis is None else p.vis, gone): out = draw_pose(out, np.where(g[:, None], np.nan, xy), c, p.skeleton) # of labelled people, joints that nobody labelled are nowhere
     return out
 
 # %% ../../nbs/app/00a_result.ipynb #e03e5baa

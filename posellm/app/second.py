@@ -69,7 +69,7 @@ def open_second(run, share:float, model=None) -> SecondLook:
     "The second look that a run offers."
     from posellm.refine.fuser import load_fuser
     from posellm.refine.prior import load_prior
-    if not 0 < share <= 1: raise PoseError('not a share of people', field='budget', found=share, allowed='above 0, at most 1')
+    if not isinstance(share, (int, float)) or not 0 < share <= 1: raise PoseError('not a share of people', field='budget', found=share, allowed='above 0, at most 1')
     folder = Path(str(run))/'05_postprocess_llm'
     if not (folder/'router.json').is_file(): raise PoseError('nothing has been learned about who deserves a second look', file=None if run is None else folder/'router.json', field='budget', found=share, todo='give a run folder in which chapters 01 and 03 to 05 were run, or leave the budget out')
     d = read_json(folder/'router.json', 'a router')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['atomic_path', 'check_out', 'free_name', 'plain_stem', 'sweep', 'write_atomic', 'write_json', 'no_nan', 'nan_again',
-           'read_json', 'sha256', 'jpeg_uri', 'need_space']
+           'read_json', 'sha256', 'at_most', 'jpeg_uri', 'need_space']
 
 # %% ../../nbs/core/01_files.ipynb #928757af
 import base64, hashlib, json, os, re, shutil, unicodedata, uuid
@@ -82,9 +82,9 @@ def write_json(path, obj, indent:int=None) -> Path:
 
 # %% ../../nbs/core/01_files.ipynb #ba844b33
 def no_nan(x):
-    "Plain data in which None stands for nan, which JSON does not know."
+    "Plain data in which None stands for nan and infinity, which JSON does not know."
     if isinstance(x, dict): return {k: no_nan(v) for k, v in x.items()}
-    return [no_nan(v) for v in x] if isinstance(x, (list, tuple)) else None if isinstance(x, float) and x != x else x
+    return [no_nan(v) for v in x] if isinstance(x, (list, tuple)) else None if isinstance(x, float) and x - x != 0 else x
 
 def nan_again(x):
     "The inverse of `no_nan`."
@@ -110,6 +110,12 @@ def sha256(x) -> str: # 64 hex digits
     "SHA-256 of a file's content (a path) or of bytes."
     if isinstance(x, (bytes, bytearray, memoryview)): return hashlib.sha256(x).hexdigest()
     with open(x, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+
+def at_most(image, side:int): # (h,w) or (h,w,3) uint8, pixels of the longer side -> (h',w') or (h',w',3)
+    "An image made smaller, as a whole, where it is larger; at least one pixel wide and high."
+    import cv2
+    s = side/max(image.shape[:2])
+    return image if s >= 1 else cv2.resize(image, tuple(max(1, round(n*s)) for n in image.shape[1::-1]), interpolation=cv2.INTER_AREA)
 
 def jpeg_uri(
     image, # (h,w,3) RGB uint8

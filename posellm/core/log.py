@@ -62,7 +62,7 @@ class Progress:
         out=None, # default: stderr
     ):
         self.total, self.what, self.unit, self.every, self.out = total, what, unit, every, out or sys.stderr
-        self.n, self.first, self.start, self.last, self.width = 0, 0, time.monotonic(), 0., 0
+        self.n, self.first, self.start, self.last, self.width, self.shown = 0, 0, time.monotonic(), 0., 0, None
         self.tty = getattr(self.out, 'isatty', lambda: False)()
 
     def begin(self, n:int):
@@ -73,7 +73,7 @@ class Progress:
         "Advance by `n` and show `fields`."
         self.n += n; now = time.monotonic()
         if now - self.last < (.2 if self.tty else self.every): return
-        self.last = now; self._write(self.line(**fields))
+        self.last, self.shown = now, self.n; self._write(self.line(**fields))
 
     def line(self, **fields) -> str:
         "The line as it would be shown."
@@ -87,7 +87,7 @@ class Progress:
 
     def close(self, **fields):
         "Show the last state; a bar that never had anything to say stays silent off a terminal."
-        if self.tty or self.last: self._write(self.line(**fields), end=True)
+        if self.tty or self.last and (fields or self.shown != self.n): self._write(self.line(**fields), end=True)
 
     def __enter__(self): return self
     def __exit__(self, *exc): self.close()

@@ -34,7 +34,7 @@ def _run_rules(case: Case) -> list:
         except Exception as e: # a check of broken files must go on: the rule's own failure is reported
             out.append(Finding("rule-failed", "warning", case.split, case.file, 1, f"The rule {r.id} could not be applied: {type(e).__name__}: {e}", "Other findings may explain it; please report the file's structure."))
             continue
-        if h.count: out.append(Finding(r.id, r.severity, case.split, case.file, h.count, r.why, r.todo, h.examples, h.ids, h.of))
+        if h.count: out.append(Finding(r.id, h.severity or r.severity, case.split, case.file, h.count, r.why, r.todo, h.examples, h.ids, h.of))
     return out
 
 def _scan_case(case: Case, decode) -> Case:

@@ -26,25 +26,26 @@ from ..pose.poses import Poses
 
 # %% ../../nbs/data/01_coco.ipynb #4287c826
 def _whole(v):
-    "Text that is a whole number, as a number; anything else unchanged."
+    "Text that is a whole number, or 36.0 as pandas writes it, as a number; anything else unchanged."
+    if isinstance(v, float): return int(v) if v.is_integer() and abs(v) < 2**53 else v
     return int(v) if isinstance(v, str) and re.fullmatch(r"\s*-?\d{1,18}\s*", v) else v
 
 def _ids_to_numbers(rows, keys) -> tuple[list, int]:
     n, out = 0, []
     for r in rows:
-        new = {k: _whole(r[k]) for k in keys if isinstance(r, dict) and isinstance(r.get(k), str)}
-        changed = any(not isinstance(v, str) for v in new.values())
+        new = {k: _whole(r[k]) for k in keys if isinstance(r, dict) and isinstance(r.get(k), (str, float))}
+        changed = any(type(v) is int for v in new.values())
         n += changed; out.append({**r, **new} if changed else r)
     return out, n
 
 def number_ids(
     d, # parsed COCO file
 ) -> tuple: # a copy in which ids are numbers, {what was done: how often}
-    "Turn ids written as text into numbers, everywhere alike."
+    "Turn ids written as text, or with a decimal point, into whole numbers, everywhere alike."
     d, done = dict(d), {}
     for part, keys in (("images", ("id",)), ("annotations", ("id", "image_id", "category_id")), ("categories", ("id",))):
         d[part], n = _ids_to_numbers(d[part], keys)
-        if n: done[f"{part}: ids written as text became numbers"] = n
+        if n: done[f"{part}: ids in quotes or with a decimal point became whole numbers"] = n
     return d, done
 
 def segmentation_area(

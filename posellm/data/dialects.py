@@ -53,7 +53,7 @@ def _by_number(n, file):
     found = unnamed.get(n//3, ()) if n % 3 == 0 else ()
     if len(found) == 1: return get_skeleton(found[0])
     raise PoseError('the file does not name its keypoints' + (', and several conventions have that many' if found else ''), file=file, field='categories: keypoints', found=f'{n} numbers per person',
-                    allowed=' or '.join(found) or f"{', '.join(str(3*k) for k in sorted(unnamed))} numbers, or names", todo='give the skeleton by name, e.g. ' + (found[0] if found else 'coco17'))
+                    allowed=' or '.join(found) or f"{', '.join(str(3*k) for k in sorted(unnamed))} numbers, or names", todo=f'give the skeleton by name, or write a copy that names them: posellm convert SOURCE --to coco --names {found[0] if found else "coco17"} --out NEW')
 
 # %% ../../nbs/data/00c_dialects.ipynb #04efdd2d
 @dataclass

@@ -206,6 +206,13 @@ def turn_image(
     if turn in (3, 4, 7, 8): image = image[::-1]
     return np.ascontiguousarray(image)
 
+def _upright(data) -> bytes: # of a TIFF: OpenCV turns these whatever it is asked
+    e = "<" if data[:2] == b"II" else ">"; ifd = struct.unpack_from(e+"I", data, 4)[0]; out = bytearray(data)
+    for at in range(ifd + 2, ifd + 2 + 12*struct.unpack_from(e+"H", data, ifd)[0], 12):
+        tag, kind = struct.unpack_from(e+"HH", data, at)
+        if tag == 274: struct.pack_into(e + ("HH" if kind == 3 else "I"), out, at + 8, *((1, 0) if kind == 3 else (1,)))
+    return bytes(out)
+
 # %% ../../nbs/data/00_images.ipynb #7efa5989
 def _by_simplejpeg(data, header, reduce): # RGB, or None where OpenCV must do
     try: import simplejpeg
@@ -250,7 +257,7 @@ def decode_image(
     check_complete(header, len(data), file)
     turn = which_turn(header, size, exif); reduce = reduce if can_reduce(header, turn) else 1
     image = _by_simplejpeg(data, header, reduce) if header.kind == "JPEG" else None
-    if image is None: image = _by_opencv(data, reduce)
+    if image is None: image = _by_opencv(_upright(data) if header.kind == "TIFF" and header.turn > 1 else data, reduce)
     if image is None or image.shape[:2] != (-(-header.height//reduce), -(-header.width//reduce)):
         raise PoseError("damaged image", file=file, found=f"{header.kind} {header.width} x {header.height} whose pixels cannot be decoded",
                         todo="get the file again, or remove it and its annotations")

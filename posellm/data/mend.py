@@ -12,11 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..core.errors import PoseError
-from ..core.files import need_space, read_json, sha256, write_json
+from ..core.files import need_space, no_nan, read_json, sha256, write_json
 from ..core.log import log
 from .check import check
 from .coco import _place, _target_names, same_images
-from .layout import _has_images
+from .formats import open_source
+from .layout import _has_images, folders_above, locate_files
 from .remedies import REMEDIES, Change, apply_remedies
 from ..pose.poses import Poses
 
@@ -57,6 +58,11 @@ def _leave_out(d, gone:dict) -> list:
 # %% ../../nbs/data/04a_mend.ipynb #3f979050
 def _plain(c: Change) -> dict: return {k: v for k, v in asdict(c).items() if k != "part" or v != "annotations"}
 
+def _new_paths(case, records) -> dict: # id -> path, of images that had no number before
+    if not records or not Path(case.file).is_file(): return {}
+    part = next(iter(open_source(case.file).parts.values()), None)
+    return dict(zip([im["id"] for im in records], locate_files([im["file_name"] for im in records], part.folder, None, folders_above(case.file)))) if part else {}
+
 def _mend_split(case, gone, out, images, only) -> tuple: # changes by rule, file
     "Mend one annotation file and write it."
     d = read_json(case.file) if Path(case.file).is_file() and not case.converted else case.data
@@ -65,11 +71,11 @@ def _mend_split(case, gone, out, images, only) -> tuple: # changes by rule, file
     if made: d["area_source"] = f"mended: mask, else box*0.53, for {made} of {len(d['annotations'])}" # what was made here must not pass for measured
     if images != "none" and (left := _leave_out(d, gone)): done["left-out"] = left
     if images != "none":
-        paths = {i: im.get("path") for i, im in case.table.items()}
+        paths = {i: im.get("path") for i, im in case.table.items()}; paths.update(_new_paths(case, [im for im in d["images"] if isinstance(im, dict) and im.get("id") not in paths]))
         records = [{**im, "path": paths[im["id"]]} for im in d["images"] if isinstance(im, dict) and os.path.isfile(paths.get(im.get("id")) or "")]
         names = _target_names(records); _place(records, names, out/f"{case.split}2017", images)
         d["images"] = [{**im, "file_name": names.get(im.get("id"), im.get("file_name"))} if isinstance(im, dict) else im for im in d["images"]]
-    return done, write_json(out/"annotations"/f"person_keypoints_{case.split}2017.json", d)
+    return done, write_json(out/"annotations"/f"person_keypoints_{case.split}2017.json", no_nan(d))
 
 # %% ../../nbs/data/04a_mend.ipynb #db255bf4
 def mend(
@@ -95,7 +101,7 @@ def mend(
     after = check(out, images=images != "none", alike=0)
     left = [dict(rule=f.id, severity=f.severity, split=f.split, count=f.count, do=f.todo, ids=f.ids[:100]) for f in after.findings if not (images == "none" and f.id == "image-missing")]
     manifest = dict(schema=1, what="corrected copy of a data set; the original was only read", source=before.path, images=images, splits=splits, left=left, exit_code=after.exit_code)
-    write_json(out/"manifest.json", manifest, indent=1)
+    write_json(out/"manifest.json", no_nan(manifest), indent=1)
     log("data").info("%s: %d changes; %d kinds of findings are left", out, sum(c["count"] for s in splits.values() for c in s["changes"]), len(left))
     return manifest
 

@@ -64,16 +64,22 @@ def move_segmentation(a:dict, f):
     elif seg is not None: a.pop("segmentation")
 
 # %% ../../nbs/data/04_remedies.ipynb #f7a2a656
-@remedy("text-ids", "ids in quotes became numbers")
+@remedy("text-ids", "ids in quotes or with a decimal point became whole numbers")
 def _(case):
     before = case.data; d, _ = number_ids(before); out = []
     for part, keys in (("images", ("id",)), ("annotations", ("id", "image_id", "category_id")), ("categories", ("id",))):
-        for a, b in zip(before[part], d[part]): out += [Change(part, b["id"] if "id" in b else None, k, a[k], b[k]) for k in keys if a is not b and k in a and a[k] != b[k]]
+        for a, b in zip(before[part], d[part]): out += [Change(part, b["id"] if "id" in b else None, k, a[k], b[k]) for k in keys if a is not b and k in a and a[k] is not b[k]]
     case.data.update({p: d[p] for p in ("images", "annotations", "categories")})
     return out
 
-@remedy("image-record", "records that name no image were taken out")
-def _(case): return drop(case, lambda im: not (isinstance(im, dict) and is_id(im.get("id")) and isinstance(im.get("file_name"), str) and im["file_name"]), "images")
+def _numbered(case) -> list: # images with a name for an id, and their people
+    named = [im for im in case.data["images"] if isinstance(im, dict) and isinstance(im.get("id"), str) and im["id"] and isinstance(im.get("file_name"), str)]
+    if len({im["id"] for im in named}) < len(named): return []
+    free = max([0, *(im["id"] for im in case.data["images"] if isinstance(im, dict) and is_id(im.get("id")))]); to = {im["id"]: free + n for n, im in enumerate(named, 1)}
+    return [put(im, "id", to[im["id"]], "images") for im in named] + [put(a, "image_id", to[a["image_id"]]) for a in case.anns if isinstance(a.get("image_id"), str) and a["image_id"] in to]
+
+@remedy("image-record", "images with a name for an id were numbered, and their people with them; records that name no image were taken out")
+def _(case): return _numbered(case) + drop(case, lambda im: not (isinstance(im, dict) and is_id(im.get("id")) and isinstance(im.get("file_name"), str) and im["file_name"]), "images")
 
 @remedy("repeated-images", "of repeated image records the first was kept")
 def _(case):
@@ -110,7 +116,9 @@ def _(case):
     return [put(a, "id", free + n) for n, a in enumerate([a for a in case.anns if a.get("id") == 0], 1)]
 
 @remedy("dangling-image", "annotations whose image is not listed were taken out")
-def _(case): return drop(case, lambda a: isinstance(a, dict) and (not is_id(a.get("image_id")) or a["image_id"] not in case.table))
+def _(case):
+    lost = lambda a: isinstance(a, dict) and (not is_id(a.get("image_id")) or a["image_id"] not in case.table)
+    return [] if all(map(lost, case.data["annotations"])) else drop(case, lost) # were it everybody, the fault would lie elsewhere
 
 @remedy("file-name", "backslashes in file names became slashes")
 def _(case): return [put(im, "file_name", im["file_name"].replace("\\", "/"), "images") for im in case.table.values() if "\\" in str(im.get("file_name"))]

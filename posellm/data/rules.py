@@ -19,6 +19,7 @@ import numpy as np
 
 from ..core.errors import PoseError
 from .case import Case, is_id, numbers
+from .dialects import unnamed
 from ..pose.skeleton import get_skeleton, list_skeletons, make_skeleton
 
 # %% ../../nbs/data/01b_rules.ipynb #dcd2125d
@@ -29,6 +30,7 @@ class Hits:
     examples: list = field(default_factory=list) # up to five sentences
     ids: list = field(default_factory=list) # annotation or image ids, up to 1000
     of: str = "image" # what `ids` are: image or annotation
+    severity: str = "" # where it is another than the rule's
 
 @dataclass(frozen=True)
 class Rule:
@@ -75,8 +77,8 @@ def annotation_record(case):
     bad = [(n, a) for n, a in enumerate(case.data["annotations"]) if not (isinstance(a, dict) and is_id(a.get("id")))]
     return hits(bad, lambda b: f"annotations, number {b[0]+1}: id {b[1].get('id')!r}" if isinstance(b[1], dict) else f"annotations, number {b[0]+1}: {str(b[1])[:60]}")
 
-@rule("text-ids", "warning", "Ids written as text ('1') do not join with ids that are numbers: other tools silently find nothing.", "Write ids as numbers; posellm reads them as such.")
-def text_ids(case): return Hits(case.text_ids, [f"{case.text_ids} records have an id, image_id or category_id in quotes"] if case.text_ids else [])
+@rule("text-ids", "warning", "Ids written as text ('1') or with a decimal point (1.0) do not join with ids that are whole numbers: other tools silently find nothing.", "Write ids as numbers; posellm reads them as such.")
+def text_ids(case): return Hits(case.text_ids, [f"{case.text_ids} records have an id, image_id or category_id in quotes or with a decimal point"] if case.text_ids else [])
 
 @rule("repeated-images", "warning", "The same image listed several times is counted and evaluated several times by some tools.", "Keep one record per image; posellm merges them.")
 def repeated_images(case):
@@ -132,8 +134,12 @@ def names_broken(case):
     except PoseError as e: return Hits(1, [f"{e.what}: {e.found}"])
     return Hits()
 
-@rule("names-missing", "warning", "Without keypoint names left and right are unknown, and mirroring images must be refused.", "Add `keypoints` to the category, or name the skeleton.")
-def names_missing(case): return Hits(1, [f"no keypoint names in the categories; people have {case.K} keypoints"]) if case.anns and not case.names else Hits()
+@rule("names-missing", "warning", "Without keypoint names left and right are unknown, and mirroring images must be refused.", "Add `keypoints` to the category, or write a copy that has them: `posellm convert SOURCE --to coco --names SKELETON --out NEW`.")
+def names_missing(case):
+    if not case.anns or case.names: return Hits()
+    like = unnamed.get(case.K, ()); h = Hits(1, [f"no keypoint names in the categories; people have {case.K} keypoints"])
+    if len(like) != 1: h.severity = "error"; h.examples.append(f"{'these conventions have' if like else 'no known convention has'} that many{': ' + ', '.join(like) if like else ''}; nothing can be read before one is named: posellm convert SOURCE --to coco --names {like[0] if like else 'NAME'} --out NEW")
+    return h
 
 # %% ../../nbs/data/01b_rules.ipynb #79abcad7
 @rule("names-order", "error", "The names are those of a known skeleton in another order: weights and OKS sigmas would go to the wrong joints.", "Reorder names and keypoints, or make a skeleton file for this order.")

@@ -111,14 +111,14 @@ _needs_files = {"image-missing", "image-broken", "image-bomb", "image-size", "ex
 class Tally:
     "Findings that grow piece by piece."
     def __init__(self, split, file): self.split, self.file, self.found = split, str(file), {}
-    def add(self, id, count, examples=(), ids=(), of="image"):
-        r = RULES[id]; f = self.found.setdefault(id, Finding(id, r.severity, self.split, self.file, 0, r.why, r.todo, of=of))
+    def add(self, id, count, examples=(), ids=(), of="image", severity=""):
+        r = RULES[id]; f = self.found.setdefault(id, Finding(id, severity or r.severity, self.split, self.file, 0, r.why, r.todo, of=of))
         f.count += count; f.examples += list(examples)[:5 - len(f.examples)]; f.ids += list(ids)[:1000 - len(f.ids)]
     def ask(self, ids, case):
         for id in ids:
             try: h = RULES[id].find(case)
             except Exception as e: self.found.setdefault("rule-failed " + id, Finding("rule-failed", "warning", self.split, self.file, 1, f"The rule {id} could not be applied: {type(e).__name__}: {e}", "Other findings may explain it; please report the file's structure.")); continue
-            if h.count: self.add(id, h.count, h.examples, h.ids, h.of)
+            if h.count: self.add(id, h.count, h.examples, h.ids, h.of, h.severity)
 
 def _first_pass(file, tally, most, chunk) -> tuple: # categories, Columns, sampled annotations, which keys there are
     cats, table, sample, every, n, keys = [], Columns(), [], 1, 0, set()
@@ -127,7 +127,7 @@ def _first_pass(file, tally, most, chunk) -> tuple: # categories, Columns, sampl
         if key == "categories" and part is not None: cats += part
         elif key == "images" and part:
             case = build_case(dict(images=part, annotations=[], categories=[]), file, tally.split); tally.ask(_of_images, case)
-            if case.text_ids: tally.add("text-ids", case.text_ids, [f"{case.text_ids} image ids in quotes"])
+            if case.text_ids: tally.add("text-ids", case.text_ids, [f"{case.text_ids} image ids in quotes or with a decimal point"])
             for im in case.data["images"]:
                 if isinstance(im, dict) and is_id(im.get("id")): table.add(im)
         elif key == "annotations" and part:

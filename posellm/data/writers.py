@@ -82,6 +82,7 @@ def _yolo_text(p, size, lost) -> list: # of lines
         if p.iscrowd[i]: lost['crowd regions'] += 1; continue
         x, y, bw, bh = p.bbox[i]; a, b, c, d = np.clip([x, y, x + bw, y + bh], 0, [w, h, w, h])
         if max(abs(a - x), abs(b - y), abs(c - x - bw), abs(d - y - bh)) > 1e-6: lost['boxes cut at the border of the image'] += 1
+        if c - a < 1e-6*w or d - b < 1e-6*h: lost['people left out: their box has no size inside the image'] += 1; continue
         v = p.vis[i].copy(); out_of = ((p.xy[i] < 0) | (p.xy[i] > [w, h])).any(1) & (v > 0)
         if out_of.any(): lost['keypoints outside the image: written as not labelled'] += int(out_of.sum()); v[out_of] = 0
         k = np.where(v[:, None] > 0, p.xy[i]/[w, h], 0)
@@ -95,7 +96,7 @@ def write_yolo(
     images='copy', # copy, link or none
 ) -> dict: # what was written, what was lost
     "A YOLO pose data set: images/, labels/ and data.yaml."
-    lost, s = Counter(), next(iter(parts.values())).skeleton
+    lost, people, s = Counter(), dict.fromkeys(parts, 0), next(iter(parts.values())).skeleton
     classes = sorted({int(c) for p in parts.values() for c in p.category_id}) or [1]; dense = {c: i + 1 for i, c in enumerate(classes)}
     names = {int(c['id']): str(c.get('name', 'person')) for p in parts.values() for c in p.info.get('categories') or () if isinstance(c, dict) and type(c.get('id')) is int}
     d = dict(path='.', **{k: f'images/{k}' for k in parts}, kpt_shape=[s.K, 3], **({'flip_idx': s.flip.tolist()} if s.flip is not None else {}), names={i - 1: names.get(c, 'person') for c, i in dense.items()}, kpt_names={i - 1: list(s.keypoints) for i in dense.values()})
@@ -107,13 +108,13 @@ def write_yolo(
             for i, im in enumerate(p.image_id.tolist()): of.setdefault(im, []).append(i)
             for im in p.images:
                 size = size_of(im, 'YOLO'); stem = os.path.splitext(fn[im['id']])[0]; rows.writerow((f'labels/{split}/{stem}.txt', int(size[0]), int(size[1])))
-                (tmp/'labels'/split/f'{stem}.txt').write_text(''.join(line + '\n' for line in _yolo_text(p[np.array(of.get(im['id'], []), int)], size, lost)))
+                lines = _yolo_text(p[np.array(of.get(im['id'], []), int)], size, lost); people[split] += len(lines); (tmp/'labels'/split/f'{stem}.txt').write_text(''.join(line + '\n' for line in lines))
             n = place(p.images, fn, tmp/'images'/split, images, lost); _other_loss(p, lost)
             if not all(os.path.splitext(x)[0].isdigit() for x in fn.values()): lost['image ids (the names of the images are no numbers)'] += len(fn)
             lost['annotation ids'] += len(p)
         if any(not (tmp/'images'/k).is_dir() or len(os.listdir(tmp/'images'/k)) < len(p.images) for k, p in parts.items()): (tmp/'image_sizes.csv').write_text(text.getvalue(), 'utf8')
         (tmp/'data.yaml').write_text(yaml.safe_dump(d, sort_keys=False, allow_unicode=True, default_flow_style=None, width=200), 'utf8')
-    return dict(out=str(out), people={k: int((~p.iscrowd).sum()) for k, p in parts.items()}, lost={k: v for k, v in lost.items() if v})
+    return dict(out=str(out), people=people, lost={k: v for k, v in lost.items() if v})
 
 # %% ../../nbs/data/48_writers.ipynb #d11ec602
 def _num(v): return f'{v:.6f}'.rstrip('0').rstrip('.') if round(float(v), 6) else '0'

@@ -9,6 +9,7 @@ __all__ = ['sharpness', 'lost_at_edge', 'covered', 'crop_numbers']
 import cv2
 import numpy as np
 
+from ..core.files import at_most
 from ..pose.poses import Poses
 
 # %% ../../nbs/explain/06_crop.ipynb #693c6b2b
@@ -17,9 +18,7 @@ def sharpness(
     side:int=160, # it is judged at this size, so that large and small people are comparable
 ) -> float: # 0 blurred .. 1 sharp
     "How much of the variation of neighbouring pixels another blur would remove."
-    g = cv2.cvtColor(np.ascontiguousarray(crop), cv2.COLOR_RGB2GRAY); s = side/max(g.shape)
-    if s < 1: g = cv2.resize(g, None, fx=s, fy=s, interpolation=cv2.INTER_AREA)
-    g = g.astype(np.float32); out = []
+    g = at_most(cv2.cvtColor(np.ascontiguousarray(crop), cv2.COLOR_RGB2GRAY), side).astype(np.float32); out = []
     for axis in (0, 1):
         b = cv2.blur(g, (1, 9) if axis == 0 else (9, 1)); d, e = abs(np.diff(g, axis=axis)), abs(np.diff(b, axis=axis))
         out.append(float(np.maximum(d - e, 0).sum()/d.sum()) if d.sum() > 0 else 0.)
@@ -30,9 +29,9 @@ def _sizes(poses): # (N,2) width and height of each person's image, nan where it
     table = poses.image_table(); return np.array([[table[int(i)].get('width', np.nan), table[int(i)].get('height', np.nan)] for i in poses.image_id], float).reshape(-1, 2)
 
 def lost_at_edge(poses:Poses, trust, near:float=.02): # (N,K) bool
-    "Joints that are outside the picture, or cannot be trusted in a box that touches the edge."
+    "Joints that are outside the picture, or cannot be trusted in a box that touches its edge. All four edges tell nothing: such a box is the picture, for want of a detector."
     wh = _sizes(poses); b = poses.bbox; slack = near*b[:, 2:].max(1)
-    touches = (b[:, 0] <= slack) | (b[:, 1] <= slack) | (b[:, 0] + b[:, 2] >= wh[:, 0] - slack) | (b[:, 1] + b[:, 3] >= wh[:, 1] - slack)
+    at = np.stack([b[:, 0] <= slack, b[:, 1] <= slack, b[:, 0] + b[:, 2] >= wh[:, 0] - slack, b[:, 1] + b[:, 3] >= wh[:, 1] - slack], 1); touches = at.any(1) & ~at.all(1)
     out = ((poses.xy < 0) | (poses.xy > wh[:, None] - 1)).any(-1) & (np.asarray(trust) > 0)
     return out | (touches[:, None] & (np.asarray(trust) < .3))
 
@@ -52,7 +51,8 @@ def crop_numbers(
 ) -> dict: # name -> (N,); `cut_joints`, `covered_joints` -> (N,K) bool
     "Everything that may explain low confidence, and of which joints."
     lost, (share, at) = lost_at_edge(poses, trust), covered(poses)
-    out = dict(size=poses.bbox[:, 3].copy(), cut=lost.mean(1), cut_joints=lost, covered=share, covered_joints=at, blur=np.full(len(poses), np.nan))
+    h, whole = poses.bbox[:, 3], _sizes(poses)[:, 1]; size = np.where((h < 64) & (h > whole/2) | (h >= 160) & (h < whole/5), np.nan, h) # px; large in a small picture, or the reverse: neither is said
+    out = dict(size=size, cut=lost.mean(1), cut_joints=lost, covered=share, covered_joints=at, blur=np.full(len(poses), np.nan))
     if read is None: return out
     table = poses.image_table()
     for i in np.unique(poses.image_id):

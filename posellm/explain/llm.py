@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core.errors import PoseError, counted, one_line
-from ..core.files import jpeg_uri
+from ..core.files import at_most, jpeg_uri
 from .asking import Asker
 from .client import ServerModel
 from .local import LocalModel
@@ -53,13 +53,10 @@ def crop_url(
     margin:float=.15, side:int=448, # pixels of the longer side, at most
 ) -> str:
     "A person's crop as a `data:` address."
-    import cv2
     x, y, w, h = (float(v) for v in box); H, W = image.shape[:2]
     x0, y0, x1, y1 = (int(np.clip(v, 0, m)) for v, m in ((x - margin*w, W), (y - margin*h, H), (x + (1 + margin)*w, W), (y + (1 + margin)*h, H)))
     if x1 - x0 < 2 or y1 - y0 < 2: raise PoseError('the box holds no pixels of the image', field='box', found=[round(v, 1) for v in (x, y, w, h)], allowed=f'within {W} x {H}')
-    c = image[y0:y1, x0:x1]; s = side/max(c.shape[:2])
-    if s < 1: c = cv2.resize(c, None, fx=s, fy=s, interpolation=cv2.INTER_AREA)
-    return jpeg_uri(c)
+    return jpeg_uri(at_most(image[y0:y1, x0:x1], side))
 
 # %% ../../nbs/explain/16_llm.ipynb #9ef6b153
 _string = re.compile(r'"text"\s*:\s*("(?:[^"\\]|\\.)*")')
@@ -131,7 +128,7 @@ def tell(
 def summary(all_told:list, meter=None) -> str:
     "One line about many texts."
     c = Counter(v.verdict for t in all_told if t.verified for v in t.verified.verdicts); f = sum(t.fallback for t in all_told)
-    why = Counter(re.sub(r'; \d+ of \d+ sentences dropped.*', '', t.text.note.removeprefix(_alone)) for t in all_told if t.fallback); why = ' (' + '; '.join(f'{n} x {k}' for k, n in list(why.items())[:3]) + '; ...'*(len(why) > 3) + ')' if why else ''
+    why = Counter(re.sub(r'; \d+ of \d+ sentences dropped.*| \(\d+ attempts?, [\d.]+ s\)', '', t.text.note.removeprefix(_alone)) for t in all_told if t.fallback); why = ' (' + '; '.join(f'{n} x {k}' for k, n in why.most_common(3)) + '; ...'*(len(why) > 3) + ')' if why else ''
     return f'{counted(len(all_told), "text")}, {f} of them by the writer{why}; sentences: {c["supported"]} supported, {c["contradicted"]} contradicted, {c["unsupported"]} unsupported, {c["not understood"]} not understood' + (f', {u} not read' if (u := sum(t.verified.unread for t in all_told if t.verified)) else '') + (f'; {meter}' if meter else '')
 
 # %% ../../nbs/explain/16_llm.ipynb #14dab42b
