@@ -46,7 +46,7 @@ def begun(m):
     "What was different in the parts of the training that other runs did."
     flat = lambda d: {f'{k} {i}'.strip(): x for k, v in (BEFORE | d).items() if k != 'calm' or v for i, x in (v.items() if isinstance(v, dict) else [('', v)])}
     tell = lambda b: ', '.join(f'{k} {v}' for k, v in flat(b['training']).items() if k != 'steps' and k in flat(m['training']) and v != flat(m['training'])[k])
-    return ''.join(f' Its first {b["step"]:,} steps had other settings ({what}).' for b in m.get('begun', []) if (what := tell(b)))
+    return ''.join(f' An earlier part, up to step {b["step"]:,} of its run, had other settings ({what}).' for b in m.get('begun', []) if (what := tell(b)))
 
 
 def card(info, rows, note=''):

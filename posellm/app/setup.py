@@ -57,7 +57,7 @@ def driver() -> str: # '' or what tells of it
 
 def check_card(m:Machine, nvidia:str, cuda, torch_version:str) -> list: # rows; cuda: what torch was built for, or None
     "The device, and whether torch sees what is there."
-    line = 'pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cu130'
+    line = 'pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cu132'
     if m.device == 'cuda':
         rows = [_row('card', 'ok', f'{m.card}, {m.vram_gib:.1f} GiB'), _row('torch', 'ok', f'{torch_version}, CUDA {cuda}')]
     elif nvidia and not cuda: rows = [_row('card', 'note', nvidia), _row('torch', 'mend', f'{torch_version}, built without CUDA although there is an NVIDIA driver', line)]

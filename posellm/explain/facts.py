@@ -260,7 +260,7 @@ def fit_facts(
 def _fit_sure(precision, half, trust, y, use, *signals) -> Sure: # with its thresholds, which come from people whose images the weights had not seen
     sure, q = _learn_sure(y, use, *signals), np.zeros(y.shape); sure.fitted_on = trust.near.fitted_on
     for h in (0, 1): r, o = half == h, half != h; q[r] = _learn_sure(y[o], use[o], *(s[o] for s in signals))(*(s[r] for s in signals))
-    common = next((c for p in (precision, precision - .005) if (c := lowest_threshold(q[use], y[use], p)) <= 1), 2.) # one threshold for all states the most facts for a given precision (a little less where a few gross mistakes forbid it),
+    common = next((c for p in (precision, precision - .005) if (c := lowest_threshold(q[use], y[use], p)) <= 1), 2.) # a single threshold for all groups lets the most facts be said at a given precision (a little less where a few gross mistakes forbid it),
     for g in range(len(GROUPS)):
         if (on := (_group == g) & use).sum() >= 200: sure.least[g] = max(common, lowest_threshold(q[on], y[on], precision - .02)) # but no group may lag behind
     return sure

@@ -229,7 +229,7 @@ def evaluate(
 ) -> Evaluation:
     "COCO keypoint evaluation, the ten numbers equal to pycocotools. A prediction's own area is that of its keypoints' span, as `loadRes` takes it."
     check_same_skeleton(truth, pred); _check_truth(truth, strict); _check_people(pred, 'predicted')
-    thr, areas = np.sort(oks_thresholds if thresholds is None else np.asarray(thresholds, float)), areas or area_ranges
+    thr, areas = np.sort(oks_thresholds if thresholds is None else np.atleast_1d(np.asarray(thresholds, float))), areas or area_ranges
     ids, cats = np.unique(np.array([im['id'] for im in truth.images], np.int64)), np.unique(truth.category_id)
     gi, di = _image_index(truth, ids, 'annotations', truth), _image_index(pred, ids, 'results', truth)
     gc, dc = np.searchsorted(cats, truth.category_id), np.searchsorted(cats, pred.category_id)

@@ -152,7 +152,7 @@ def slice_table(
     return sorted(rows, key=lambda r: r.ap)
 
 def all_groups(truth:Poses, quality:dict=None, clusters:int=5) -> dict: # {name: (N,) mask}
-    "Every group of this chapter under one roof."
+    "Every group of this notebook under one roof."
     flat = {n: m for g in people_groups(truth).values() for n, m in g.items()}
     return {**flat, **pose_groups(truth, clusters), **(quality_groups(truth, quality) if quality else {})}
 

@@ -162,7 +162,7 @@ def create_model(
 ): # PoseNet with `.spec`; called on (B,3,h,w) it gives (B,K,H,W)
     "Build a network by name."
     from posellm.models.weights import embedded, load_weights, named_size, stored_spec # it builds networks too
-    e, skeleton = entry(name), get_skeleton(skeleton)
+    e, skeleton = entry(name), get_skeleton(skeleton); weights = None if isinstance(weights, str) and weights == 'none' else weights # as chapters and YAML files write it
     if isinstance(weights, str) and weights == 'auto':
         from posellm.models.hub import published # fetched at first use
         if (weights := embedded(name) or published(name)) is None: raise no_trained(name)

@@ -94,6 +94,7 @@ Poses.__getitem__, Poses.take_images, Poses.image_table, Poses.moved, Poses.__re
 # %% ../../nbs/pose/01_poses.ipynb #02989025
 def concat(poses:list) -> Poses:
     "Several sets in one, images joined by id; what only some of them have (vis, cov, tracks) is dropped."
+    if not poses: raise PoseError('nothing to join', field='poses', found='[]', allowed='one set or more')
     first = poses[0]
     if any(p.skeleton != first.skeleton for p in poses): raise PoseError('different skeletons cannot be joined', field='skeleton', found=[p.skeleton.name for p in poses], todo='convert them to one skeleton first')
     images = list({im['id']: im for p in poses for im in p.images}.values())
@@ -161,7 +162,7 @@ def _check_visibility(k, anns, file):
     bad = ~np.isin(k[..., 2], (0, 1, 2))
     if bad.any():
         i, j = np.argwhere(bad)[0]
-        raise PoseError('unknown visibility', file=file, field=f'{_where(anns, i)}: keypoint {j}', found=float(k[i, j, 2]), allowed='0 not labelled, 1 labelled but hidden, 2 visible',
+        raise PoseError('unknown visibility', file=file, field=f'{_where(anns, i)}: keypoint {j + 1}', found=float(k[i, j, 2]), allowed='0 not labelled, 1 labelled but hidden, 2 visible',
                         todo='convert the file to COCO visibility (AI Challenger counts 1 visible, 2 hidden, 3 not labelled)')
 
 # %% ../../nbs/pose/01_poses.ipynb #1d61c911

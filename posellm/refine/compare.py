@@ -42,8 +42,8 @@ class Compared:
     evaluations:dict # name -> Evaluation
     def row(self, name) -> dict: return next(r for r in self.rows if r['name'] == name)
     def __repr__(self):
-        one = lambda r: f"{r['name']:<26}{r['ap']:.3f} ({r['lo']:.3f} to {r['hi']:.3f})" + (f"   {r['delta']:+.3f} ({r['delta_lo']:+.3f} to {r['delta_hi']:+.3f})  {r['verdict']}" if r['delta'] is not None else '')
-        return '\n'.join([f'{"":<26}AP, 95 % interval          minus the best member, paired', *map(one, self.rows)])
+        one = lambda r: f"{r['name']:<28}{r['ap']:.3f} ({r['lo']:.3f} to {r['hi']:.3f})" + (f"   {r['delta']:+.3f} ({r['delta_lo']:+.3f} to {r['delta_hi']:+.3f})  {r['verdict']}" if r['delta'] is not None else '')
+        return '\n'.join([f'{"":<28}AP, 95 % interval          minus the best member, paired', *map(one, self.rows)])
 
 def compare_rules(
     calib:Stack, calib_truth:Poses, # people to learn from

@@ -11,6 +11,7 @@ import torch
 
 from ..data.crops import CropStore, stream
 from ..data.pieces import PieceStore
+from ..core.errors import PoseError
 from ..pose.codec import Codec
 from .augment import Augment, View, draw_views, normalise, render_cpu, render_torch
 from .predict import boxes_for
@@ -38,7 +39,9 @@ class Feed:
     ):
         self.store, self.spec, self.cfg, self.device = store, spec, cfg, torch.device(device)
         self.codec, self.target = Codec.from_dict(dict(spec.codec)), {}
-        kw = cfg.keypoint_weights; self.factor = None if kw is None else torch.tensor(kw, dtype=torch.float32, device=self.device)
+        kw = cfg.keypoint_weights
+        if kw is not None and len(kw) != spec.skeleton.K: raise PoseError('factors that do not fit the keypoints', field='keypoint_weights', found=f'{len(kw)} numbers', allowed=f'{spec.skeleton.K}, one for each of {spec.skeleton.name}')
+        self.factor = None if kw is None else torch.tensor(kw, dtype=torch.float32, device=self.device)
 
     def host(self, place:int) -> dict: # arrays
         "The batch at a place of the stream: what threads prepare."

@@ -110,6 +110,7 @@ def predict_poses(
     "Predicted keypoints of people whose boxes are known; `.info` tells people per second."
     spec = model.spec; codec = Codec.from_dict(dict(spec.codec)); perm = spec.skeleton.flip; draws = draws and codec.decode_mode == 'expected'
     if flip and perm is None: spec.skeleton.need_flip()
+    if batch < 1: raise PoseError('not a count', field='batch', found=batch, allowed='1 or more')
     if device is not None: model.to(pick_device(device))
     device = next(model.parameters(), torch.zeros(0)).device; precision = pick_precision(precision, device)
     regions, _ = boxes_for(people, spec); got, start = [], time.perf_counter()

@@ -8,7 +8,7 @@ __all__ = ['SCHEDULES', 'COCO_WEIGHTS', 'SHORT', 'RECIPES', 'Phase', 'lr_at', 'F
 # %% ../../nbs/train/05_recipe.ipynb #259a7239
 import json, math
 from dataclasses import asdict, dataclass, field, fields, replace
-from numbers import Real
+from numbers import Integral, Real
 
 from ..core.errors import PoseError, unknown
 from ..models.nets import layer_groups, no_decay
@@ -38,6 +38,8 @@ class Phase:
             if isinstance(v, bool) != switch or not isinstance(v, Real): raise PoseError('not a switch' if switch else 'not a number', field=f'phase {self.name}: {k}', found=v, allowed='true or false' if switch else 'a number', todo='correct it, or leave it out')
         if self.schedule not in SCHEDULES: raise unknown('schedule', self.schedule, SCHEDULES)
         if not (self.epochs > 0 or self.steps > 0): raise PoseError('a phase without steps', field=f'phase {self.name}', found=f'epochs {self.epochs}, steps {self.steps}', allowed='one of them above 0')
+        for k, ok, allowed in (('steps', self.steps == int(self.steps) >= 0, 'a whole number, 0 or more'), ('every', self.every > 0, 'above 0'), ('warmup', 0 <= self.warmup <= 1, '0 to 1')):
+            if not ok: raise PoseError('setting out of range', field=f'phase {self.name}: {k}', found=getattr(self, k), allowed=allowed)
         if not (self.lr > 0 and math.isfinite(self.lr)): raise PoseError('learning rate out of range', field=f'phase {self.name}: lr', found=self.lr, allowed='above 0')
 
     def length(self, n:int, batch:int) -> int: # people, people per optimizer step
@@ -99,10 +101,12 @@ class FitConfig:
 # %% ../../nbs/train/05_recipe.ipynb #a16f3b72
 _ELSEWHERE = ('device', 'workers', 'cache', 'loggers', 'save_every', 'keep', 'save_seconds', 'checkpointing', 'compile')
 
+def _whole(v): return isinstance(v, Integral) and not isinstance(v, bool)
+
 def _check(c):
     def need(ok, name, allowed):
         if not ok: raise PoseError('setting out of range', field=name, found=getattr(c, name), allowed=allowed)
-    need(len(c.phases) > 0, 'phases', 'at least one'); need(c.batch >= 1, 'batch', '1 or more'); need(c.accumulate >= 1, 'accumulate', '1 or more')
+    need(isinstance(c.phases, tuple) and len(c.phases) > 0, 'phases', 'at least one Phase, in a tuple'); need(_whole(c.batch) and c.batch >= 1, 'batch', 'a whole number, 1 or more'); need(_whole(c.accumulate) and c.accumulate >= 1, 'accumulate', 'a whole number, 1 or more'); need(c.val_every > 0 or c.val_steps > 0, 'val_every', 'above 0 (to validate once, as many epochs as the run has)')
     need(c.trunk in ('full', 'frozen'), 'trunk', 'full, frozen'); need(c.optimizer in ('adamw', 'adam', 'muon'), 'optimizer', 'adamw, adam, muon'); need(0 <= c.ema < 1, 'ema', '0 to below 1'); need(0 < c.layer_decay <= 1, 'layer_decay', 'above 0 to 1')
     need(c.loss == 'auto' or c.loss in LOSSES, 'loss', f"auto, {', '.join(LOSSES)}"); need(c.best in ('ap', 'loss'), 'best', 'ap, loss'); need(c.workers >= 0, 'workers', '0 or more')
     need(set(c.loggers) <= {'tensorboard', 'wandb'}, 'loggers', 'tensorboard, wandb'); need(c.clip >= 0, 'clip', '0 or more'); need(c.keep >= 0, 'keep', '0 or more'); need(c.margin >= 1, 'margin', '1 or more')
@@ -138,7 +142,7 @@ def recipe(
     cfg = RECIPES[name]; phases = list(over.pop('phases', cfg.phases))
     for field_, values in (('lr', lr), ('steps', steps)):
         if values is None: continue
-        if len(values) != len(phases): raise PoseError(f'{field_} does not fit the phases', field=field_, found=values, allowed=f'{len(phases)} numbers, one for each of {[p.name for p in phases]}')
+        if not isinstance(values, (list, tuple)) or len(values) != len(phases): raise PoseError(f'{field_} does not fit the phases', field=field_, found=values, allowed=f'{len(phases)} numbers, one for each of {[p.name for p in phases]}')
         phases = [replace(p, **{field_: v}) for p, v in zip(phases, values) if not (field_ == 'steps' and v == 0)]
     return replace(cfg, phases=tuple(phases), **over)
 
