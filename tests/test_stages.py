@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from posellm.app.pipeline import make_plan
 from posellm.core.errors import PoseError
@@ -131,3 +132,18 @@ def test_corrected_labels_are_read_when_a_run_goes_on(tmp_path, form):
     assert again()
     file = next((folder / 'labels' / 'train').iterdir()) if form == 'yolo' else folder / 'annotations/person_keypoints_train2017.json'
     text = file.read_text(); file.write_text(text.replace('2', '1', 1) + ('\n' if form == 'yolo' else '')); assert not again()
+
+
+def test_one_network_under_two_names_is_one_member(tmp_path):
+    """A chapter that found nothing better hands on what it began with: that must not count twice."""
+    import copy
+    from posellm.models.zoo import create_model
+    a = create_model('posellm-s', input_hw=(64, 48), weights=None); b, c = copy.deepcopy(a), copy.deepcopy(a)
+    with torch.no_grad(): next(c.parameters()).add_(1e-3)
+    assert ensemble.same_weights(dict(stage1=a, stage2=b, other=c)) == dict(stage2='stage1') and ensemble.same_weights(dict(x=a, y=c)) == {}
+
+
+def test_chapter_05_can_be_called(tmp_path):
+    """The function leaves what the chapter leaves: rows, what was learned, and how every step and every kind of fact did."""
+    run, got, _ = two_answers(tmp_path, ['stage1']); f, meaning, steps, judged = postprocess.run_postprocess(preset('tiny'), run, n=20)
+    assert [r['row'] for r in run.rows() if r['split'] == 'val'][-1] == 'post-processed' and steps and judged and (run.dir/'finish.json').is_file() and kept_postprocess(run, got)[0].to_dict() == f.to_dict()

@@ -229,8 +229,9 @@ def fit_semi(
     cfg=None, # SemiConfig
     run_dir=None, resume:bool=False, read=None,
     yardstick:dict=None, # step -> Poses that the supervised run predicted on the shard
+    like=None, # Semi of the same start and people: what it asked of them at step 0 is not asked again
     **kw, # of Fit
 ): # (History, Semi)
     "Learn from labelled and unlabelled people, with a brake."
-    job = Semi(model, train, unlabelled, val, cfg, run_dir, read, yardstick, **kw)
+    job = Semi(model, train, unlabelled, val, cfg, run_dir, read, yardstick, **kw); job.asked.update(like.asked if like else {})
     return run_fit(job, resume), job

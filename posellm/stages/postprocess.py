@@ -6,7 +6,7 @@
 __all__ = ['incoming', 'postprocess_inputs', 'kept_postprocess', 'network_of', 'map_versions', 'drawn_answers', 'with_draws',
            'finish_and_mean', 'generated', 'same_people', 'judge_facts', 'trust_kept', 'in_order', 'fast_answers',
            'fast_signals', 'Looks', 'learn_looks', 'measure_looks', 'kept_looks', 'answers_shown', 'with_looks',
-           'leave']
+           'leave', 'run_postprocess']
 
 # %% ../../nbs/05_postprocess_llm.ipynb #f5acbfc0
 import time
@@ -231,3 +231,17 @@ def leave(run:Run, cfg, got, f, meaning, versions, first, steps, judged, seed:in
     for name, p in (looks.answers if looks else {}).items(): row(name, p, 'val', 'heldout', series='fast or slow')
     row('post-processed', versions[names[-1]], 'val', 'heldout')
     run.save_config(after=f"{base['stage']}: {base['row']}", preset=cfg.name, seed=seed); run.save_rows(rows)
+
+# %% ../../nbs/05_postprocess_llm.ipynb #9dddd97f
+def run_postprocess(
+    cfg, run:Run, data:str='synth', seed:int=0, maps:bool=True, n:int=1000,
+): # (Finish, Meaning, rows of steps, rows of facts)
+    "The whole chapter but for its pictures."
+    got = incoming(cfg, run, data, seed)
+    if 'calib' in got: record_use(run.dir, got['calib'][0], 'calibration', 'confidences, visibility and the meaning of facts were learned on these people')
+    net = network_of(run) if maps else None; first = map_versions(net, got['val'][0]) if net is not None else {}
+    seen = drawn_answers(net, got, first); f, meaning, versions = finish_and_mean(got, run.name, seen)
+    steps = (one_by_one(got['val'][0], first, n, seed) if first else []) + one_by_one(got['val'][0], versions, n, seed)
+    judged = judge_facts(got['val'][0], versions['confidence calibrated'], meaning)
+    leave(run, cfg, got, f, meaning, versions, first, steps, judged, seed, learn_looks(run, got, f, n=n, seen=seen))
+    return f, meaning, steps, judged

@@ -46,7 +46,7 @@ def ssl_settings(
     _, _, f = stage1_settings(cfg, seed); last = f.phases[-1]
     steps = steps or (SIZES[cfg.name][2] if cfg.name in SIZES else max(100, PASSES*n_unlabelled//(f.batch*f.accumulate)))
     # the network has learned already: a fifth of the rate it learned with
-    f = replace(f, phases=(Phase(method, lr or last.lr/5, steps=steps),), val_steps=max(1, steps//6), save_every=0, ema=f.ema if steps > 1000 else min(f.ema, .99), layer_decay=1.)
+    f = replace(f, phases=(Phase(method, lr or last.lr/5, steps=steps),), val_steps=-(-steps//6), save_every=0, ema=f.ema if steps > 1000 else min(f.ema, .99), layer_decay=1.)
     over = {k: v for k, v in (('weight', ssl_weight), ('mask', mask), ('ramp', ramp)) if v >= 0} | dict(exchange=exchange)
     if paths and method != 'supervised': over['paths'] = tuple(p.strip() for p in paths.split(','))
     return settings(method, f, **over)
@@ -124,7 +124,7 @@ def run_ssl(
     histories, student, job = {'supervised': h0}, net, j0
     if method != 'supervised':
         student = again(net, first) if c.nets == 1 else Twin(again(net, first), again(net, first))
-        histories[method], job = fit_semi(student, labelled, people, calib, c, run.dir, run.resume, yardstick=checks, reports=reports)
+        histories[method], job = fit_semi(student, labelled, people, calib, c, run.dir, run.resume, yardstick=checks, like=j0 if c.nets == 1 else None, reports=reports)
     run.save_rows(ssl_rows(histories, net, name, seed, len(labelled), words, 0 if calib is None else int(calib.posed.sum()))); kept = keep_better(run, histories, method)
     if job.cfg.paths: write_atomic(run.dir/'brake.png', to_png(plot_brake(histories[method].history, histories[method].stopped)))
     run.finish(inputs); log('ssl').info(kept)
