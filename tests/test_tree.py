@@ -181,3 +181,19 @@ def test_git_ignores_are_anchored():
 
 def test_notebooks_are_light():
     for nb in notebooks(): assert nb.stat().st_size < 1_500_000, f'{nb.relative_to(ROOT)} is {nb.stat().st_size / 1e6:.1f} MB; save fewer or smaller figures'
+
+
+@pytest.mark.parametrize('path', chapters(), ids=lambda p: p.stem)
+def test_chapters_define_before_they_use(path):
+    """A path that only some runs take must not meet a function of a later cell (the module would not notice)."""
+    trees = [(i, ast.parse(re.sub(r'^[%!].*', '', s, flags=re.M))) for i, c in enumerate(cells(path)) if c['cell_type'] == 'code' for s in [''.join(c['source'])]]
+    loads = lambda node: {x.id for x in ast.walk(node) if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Load)}
+    where, uses = {}, {}
+    for i, t in trees:
+        for n in t.body:
+            if isinstance(n, (ast.FunctionDef, ast.ClassDef)): where[n.name], uses[n.name] = i, loads(n)
+    for i, t in trees:
+        todo, seen = {x for n in t.body if not isinstance(n, (ast.FunctionDef, ast.ClassDef)) for x in loads(n)} & set(uses), set()
+        while todo:
+            f = todo.pop(); seen.add(f); assert where[f] <= i, f'{path.name}, cell {i} needs {f}, which cell {where[f]} defines'
+            todo |= uses[f] & set(uses) - seen
