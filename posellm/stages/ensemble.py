@@ -136,12 +136,12 @@ def ensemble_inputs(run:Run, cfg, seed:int, members:str, rule:str, views:bool, r
     return dict(files, seed=seed, members=members, rule=rule, views=views, refiner=refiner, preset=cfg.name, **{s: run.other('00_data')/f'{s}.json' for s in ('val', 'calib')})
 
 # %% ../../nbs/03_ensemble.ipynb #8c65a519
-REFINER_STEPS = dict(tiny=3, cpu=40) # others: 400
+REFINER_STEPS = dict(tiny=3, cpu=40) # and one round; others: 400, one round and two
 
 def run_refiner(cfg, run:Run, stacks, truth, seed:int=0) -> list: # rows of `verdicts`
     "Try refiners on calib; the best one that is kept leaves results and rows."
     if not stacks['calib'].maps: return []
-    steps, folds = REFINER_STEPS.get(cfg.name, 400), 2; table = verdicts(try_refiners(stacks['calib'], truth['calib'], rounds=(1,) if cfg.name == 'tiny' else (1, 2), folds=folds, steps=steps, seed=seed))
+    steps, folds = REFINER_STEPS.get(cfg.name, 400), 2; table = verdicts(try_refiners(stacks['calib'], truth['calib'], rounds=(1,) if cfg.name in REFINER_STEPS else (1, 2), folds=folds, steps=steps, seed=seed))
     write_json(run.dir/'refiners.json', dict(schema=1, rows=table), indent=1); kept = max((r for r in table if r['keep']), key=lambda r: r['value'], default=None)
     if kept is not None:
         kind, rounds = kept['way'].split(', ')[0], int(kept['way'].split(', ')[1].split()[0]); rows = run.rows(); like = {r['split']: r for r in rows if r['row'] == 'fused'}
