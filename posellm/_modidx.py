@@ -2888,6 +2888,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'posellm.ssl.unlabelled.some_images': ( 'ssl/unlabelled.html#some_images',
                                                                                 'posellm/ssl/unlabelled.py')},
             'posellm.stages.data': { 'posellm.stages.data.carve': ('data.html#carve', 'posellm/stages/data.py'),
+                                     'posellm.stages.data.check_calib': ('data.html#check_calib', 'posellm/stages/data.py'),
                                      'posellm.stages.data.check_source': ('data.html#check_source', 'posellm/stages/data.py'),
                                      'posellm.stages.data.data_of_run': ('data.html#data_of_run', 'posellm/stages/data.py'),
                                      'posellm.stages.data.inputs': ('data.html#inputs', 'posellm/stages/data.py'),

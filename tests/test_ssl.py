@@ -273,3 +273,15 @@ def test_bad_settings_are_named():
 
 def simcc_net():
     net = dot_net(); net.spec = replace(net.spec, loss='simcc', family='classic', codec=make_codec('simcc', (64, 48), (128, 96)).to_dict(), heatmap_hw=(128, 96)); return net
+
+
+def test_the_start_is_asked_once(start, tmp_path):
+    """Row and first check of the same weights on the same people, of yardstick and student, are one question; the answers are what each would have got."""
+    few, many, shard = dot_people(12), dot_people(16, 1, .5), dot_people(16, 2, .5); yard, c = (dot_config(2, paths=p) for p in ((), ('JC',))); reports = dict(val=dot_people(6, 3, .5), calib=shard)
+    def run(like, name):
+        net, seen = net_from(start), []; net.register_forward_hook(lambda *a: seen.append(len(a[1][0])) if not net.training else None)
+        _, j = fit_semi(net, few, many, shard, c, tmp_path / name, read=draw_dots, like=like, reports=reports); return j, sum(seen)
+    _, j0 = fit_semi(net_from(start), few, None, shard, yard, tmp_path / 'y', read=draw_dots, reports=reports); (a, once), (b, again) = run(j0, 'a'), run(None, 'b')
+    assert once < again and len(j0.asked) == len(reports)
+    same = lambda j: [(r['row'], r['split'], r['ap'], r['val_loss']) for r in j.rows]; assert same(a) == same(b)
+    for f in ('results_unchanged.json', 'results_unchanged_calib.json'): assert (tmp_path / 'a' / f).read_text() == (tmp_path / 'b' / f).read_text()

@@ -63,6 +63,7 @@ def fuse_files(
     else: p = Fuser(rule or 'confidence')(stack); got['rule'] = rule or 'confidence'; got['notes'].append('nothing was learnt: confidences are as the members give them, and there are no covariances (--truth or --fuser brings them)')
     p.save(out); return got
 
+# %% ../../nbs/app/07_cli_fuse.ipynb #edd78c2d
 def _somebody(stack, truth, files): # of a member that found nobody nothing can be learnt
     from posellm.refine.learn import known
     s, t = known(stack, truth); there = (s.on & t.labelled).any((1, 2))

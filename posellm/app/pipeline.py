@@ -17,7 +17,7 @@ from ..core.errors import PoseError, unknown
 from ..core.paths import root, runs_root
 from ..core.files import read_json, write_json
 from ..core.log import log
-from ..core.run import Run, check_name, schema, scratch, versions
+from ..core.run import Run, check_name, other_setting, schema, scratch, versions
 from .chapters import Param, assign_params, chapter_params, find_chapters, pick_chapters, typed
 from .config import checked_blocks, own_blocks, own_keys, read_config, source_keys
 
@@ -80,7 +80,7 @@ def check_values(
         if blocks := {k: said[k] for k in own_blocks if k in said}: checked_blocks(blocks, file); ps.update(blocks)
         for k in _counts:
             if said.get(k, 0) < 0: raise PoseError('a negative number', file=file, field=k, found=said[k], allowed='0 or more')
-        if said.get('calib') in ('train', 'val'): raise PoseError('these people are trained on or reported already', file=file, field='calib', found=said['calib'], allowed='another split of the set, or nothing', todo='leave calib empty: a tenth of train is set aside')
+        if 'calib' in said: from posellm.stages.data import check_calib; check_calib(said['calib'], file)
         if 'train_recipe' in said: from posellm.train.recipe import recipe; recipe(said['train_recipe'])
         if 'model' in said: from posellm.models.zoo import entry; entry(said['model'])
         if 'method' in said: from posellm.ssl.methods import check_method; check_method(said['method'])
@@ -255,7 +255,7 @@ def run_chapters(
         t = time.time()
         try: out = execute(stem, path, ps, plan.folder, say)
         except ChapterError as e:
-            if ps.get('resume') and 'begun with another setting' in e.evalue: record(replace(plan, steps=[(s, p, before.get(s, v)) for s, p, v in plan.steps[i:]])) # refused: what was begun goes on with what it was begun with
+            if ps.get('resume') and other_setting in e.evalue: record(replace(plan, steps=[(s, p, before.get(s, v)) for s, p, v in plan.steps[i:]])) # refused: what was begun goes on with what it was begun with
             raise
         done.append(dict(chapter=stem, seconds=round(time.time() - t, 1), notebook=str(out), parameters=ps))
         say(f'[{i + 1}/{len(plan.steps)}] {stem} done in {time.time() - t:.0f} s')

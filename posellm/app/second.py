@@ -7,6 +7,7 @@ __all__ = ['members_of', 'SecondLook', 'open_second']
 
 # %% ../../nbs/app/00c_second.ipynb #1fc777f0
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def open_second(run, share:float, model=None) -> SecondLook:
     "The second look that a run offers."
     from posellm.refine.fuser import load_fuser
     from posellm.refine.prior import load_prior
-    if not isinstance(share, (int, float)) or not 0 < share <= 1: raise PoseError('not a share of people', field='budget', found=share, allowed='above 0, at most 1')
+    if not isinstance(share, Real) or not 0 < share <= 1: raise PoseError('not a share of people', field='budget', found=share, allowed='above 0, at most 1')
     folder = Path(str(run))/'05_postprocess_llm'
     if not (folder/'router.json').is_file(): raise PoseError('nothing has been learned about who deserves a second look', file=None if run is None else folder/'router.json', field='budget', found=share, todo='give a run folder in which chapters 01 and 03 to 05 were run, or leave the budget out')
     d = read_json(folder/'router.json', 'a router')

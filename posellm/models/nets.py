@@ -67,7 +67,7 @@ def fit_maps(
 
 def check_input(hw, multiple:int, what:str) -> tuple: # (h,w)
     "Refuse an input size that the network cannot bring to maps of a quarter."
-    hw = tuple(int(v) for v in hw) if isinstance(hw, (list, tuple)) else (hw,)
+    hw = tuple(int(v) for v in hw) if hasattr(hw, '__iter__') else (hw,)
     if len(hw) != 2 or any(v < 32 or v % multiple for v in hw):
         up = tuple(max(32, math.ceil(v/multiple)*multiple) for v in hw)
         raise PoseError('the input size does not fit this network', field='input_hw', found=hw, allowed=f'rows and columns of 32 or more that are multiples of {multiple} ({what})', todo=f'for example {up}')

@@ -327,6 +327,7 @@ def from_results(cls,
 
 Poses.from_results = classmethod(from_results)
 
+# %% ../../nbs/pose/01_poses.ipynb #32180856
 def _span_there(k, span): # boxes around keypoints (N,K,3) without those written as 0, 0, 0, which are not there
     gone = (k == 0).all(-1); some = gone.any(1) & ~gone.all(1)
     if not some.any(): return span

@@ -36,7 +36,7 @@ from ..core.files import atomic_path, write_json
 from ..core.log import Progress, log, setup_log
 from ..core.paths import runs_root
 from ..core.rng import rng, seed_all
-from ..core.run import check_name
+from ..core.run import check_name, other_setting
 from ..core.workers import as_helper
 from ..data.crops import prefetch, store_hw, store_matrix, warp
 from ..data.scene import SynthConfig
@@ -151,6 +151,7 @@ def write_shard(cfg, folder, j:int) -> int:
         with atomic_path(file) as tmp, open(tmp, 'wb') as f: np.savez(f, **make_shard(cfg, j))
     return j
 
+# %% ../../nbs/train/09_pretrain.ipynb #e907b412
 class Shards:
     "The window of shards: made ahead by `workers` processes, read when they enter, deleted when they leave."
     def __init__(self, cfg, folder, workers:int=1, ahead:int=4):
@@ -256,7 +257,7 @@ def same_settings(self:Pretraining, config):
     "Refuse a checkpoint of other settings; only the number of steps may change."
     had, have = ({k: v for k, v in c.items() if k != 'steps'} for c in (config, _plain(self.cfg)))
     differ = [k for k in have if had.get(k) != have[k]]
-    if differ: raise PoseError('the run was begun with another setting', file=self.dir/'last.ckpt', field=differ[0], found=have[differ[0]], allowed=had.get(differ[0]), todo='give the same settings, or another folder')
+    if differ: raise PoseError(other_setting, file=self.dir/'last.ckpt', field=differ[0], found=have[differ[0]], allowed=had.get(differ[0]), todo='give the same settings, or another folder')
 
 Pretraining.load, Pretraining.begin_with, Pretraining.same_settings = load, begin_with, same_settings
 
@@ -295,6 +296,7 @@ def pretrain(
     job.model.load_state_dict(job.ema.shadow)
     return job.model
 
+# %% ../../nbs/train/09_pretrain.ipynb #bc3f99a0
 def note(job, loss, judge=None):
     "A line of history about the averaged weights."
     line = dict(step=job.step, samples=job.step*job.cfg.batch, seconds=round(job.seconds), loss=round(loss, 4))

@@ -142,7 +142,7 @@ def recipe(
     cfg = RECIPES[name]; phases = list(over.pop('phases', cfg.phases))
     for field_, values in (('lr', lr), ('steps', steps)):
         if values is None: continue
-        if not isinstance(values, (list, tuple)) or len(values) != len(phases): raise PoseError(f'{field_} does not fit the phases', field=field_, found=values, allowed=f'{len(phases)} numbers, one for each of {[p.name for p in phases]}')
+        if not hasattr(values, '__len__') or len(values) != len(phases): raise PoseError(f'{field_} does not fit the phases', field=field_, found=values, allowed=f'{len(phases)} numbers, one for each of {[p.name for p in phases]}')
         phases = [replace(p, **{field_: v}) for p, v in zip(phases, values) if not (field_ == 'steps' and v == 0)]
     return replace(cfg, phases=tuple(phases), **over)
 

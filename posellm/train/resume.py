@@ -14,6 +14,7 @@ from fastcore.basics import patch
 
 from ..core.errors import PoseError
 from ..core.log import log
+from ..core.run import other_setting
 from .loss import NotFinite
 from .recipe import deciding
 from .state import averaged, load_checkpoint, save_checkpoint
@@ -76,7 +77,7 @@ def _same(have, want, file, field): # the first difference is an error
     elif isinstance(have, list) and isinstance(want, list) and len(have) == len(want):
         for i, (a, b) in enumerate(zip(have, want)): _same(a, b, file, f'{field}[{i}]')
     elif have != want:
-        raise PoseError('the run was begun with another setting', file=file, field=field, found=want, allowed=have, todo='give the same settings, or begin again with another name or force')
+        raise PoseError(other_setting, file=file, field=field, found=want, allowed=have, todo='give the same settings, or begin again with another name or force')
 
 @patch
 def load(self:Resumable):
